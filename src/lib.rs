@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod format;
+pub mod server;
 mod sync;
 
 pub use error::{Errno, Error, Result};

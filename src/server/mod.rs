@@ -1,0 +1,13 @@
+//! The server: what the elected leader does for all mounts.
+//!
+//! Problem: the super block and the trees it refers to (free space, log trees, merges, mounted clients, search files)
+//! have exactly one writer in the whole cluster. Every mount asks it for space, sequence numbers and locks, and every
+//! answer must be true after a power failure.
+//!
+//! Idea: one thread owns everything. It takes all waiting messages as one batch; what changes nothing durable is
+//! answered at once, everything else is applied to the dirty trees, written as one commit and answered together. A lone
+//! request is committed without waiting for company, and many share one commit (`spec/05 §5`).
+
+mod fence;
+
+pub use fence::{ConfirmFencing, FenceReason, Fencer, RefuseFencing};
