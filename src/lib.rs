@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod format;
+pub(crate) mod lock;
 mod namespace;
 pub mod server;
 mod sync;
