@@ -4,6 +4,8 @@ pub mod error;
 pub mod format;
 pub(crate) mod lock;
 mod namespace;
+pub mod net;
+mod quorum;
 pub mod server;
 mod sync;
 

@@ -1,0 +1,35 @@
+//! Messages between nodes: byte streams, frames, and one logical connection per mount.
+//!
+//! **Problem.** A mount talks to exactly one server at a time. Sockets break, servers change; requests must neither be
+//! lost nor executed twice by one server, and everything must arrive in the order in which it was queued.
+//!
+//! **Idea.** The protocol is a plain state machine, [`session::Session`], that knows nothing of sockets, threads or
+//! clocks: messages are queued with a sequence number, transmitted on whatever socket is attached, and kept until the
+//! peer has shown that it has them. A thin threaded shell moves the bytes: [`ClientConn`] for a mount, [`ServerNet`]
+//! for the leader. Below it is the seam [`Transport`], with TCP and an in-process hub.
+//!
+//! | file | concept |
+//! |---|---|
+//! | `command` | the commands, who may send them, how long their payloads are |
+//! | `codec` | frames: encode, decode, every check on a received header |
+//! | `session` | one end of a logical connection (`spec/05 §4.2`) |
+//! | `transport`, `tcp`, `mem` | byte streams and datagrams |
+//! | `link` | a session with the socket that is attached to it |
+//! | `client` | finding the server, greeting, reconnecting |
+//! | `server` | listening, greetings, waiting for lost clients |
+//!
+//! The room does not know what requests mean; it only checks the lengths of their payloads.
+
+mod client;
+mod command;
+mod mem;
+mod server;
+mod tcp;
+mod transport;
+
+pub(crate) use client::{ClientConn, ClientConnConfig, ClientHandler, ConnStatus, Reply};
+pub(crate) use command::Command;
+pub use mem::MemTransport;
+pub(crate) use server::{ServerEvent, ServerNet, ServerNetConfig};
+pub use tcp::{TcpOptions, TcpTransport};
+pub use transport::{Datagrams, Listener, Stream, Transport};
