@@ -1,5 +1,8 @@
 //! The scoutfs engine as an embeddable library.
 
+mod block;
+mod btree;
+pub mod device;
 pub mod error;
 pub mod format;
 pub(crate) mod lock;
