@@ -1,0 +1,88 @@
+//! Hashes that are facts of stored items (`spec/01 §15`) and therefore must be computed exactly.
+
+use zerocopy::IntoBytes;
+
+use super::consts::{BLOOM_BITS, BLOOM_BITS_PER_KEY, BTREE_HASH_BUCKETS};
+use super::crc::crc;
+use super::key::Key;
+use super::layout::StoredKey;
+
+const FNV32_START: u32 = 0x811c_9dc5;
+const FNV32_PRIME: u32 = 0x0100_0193;
+const FNV64_START: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV64_PRIME: u64 = 0x0000_0100_0000_01b3;
+
+/// FNV-1a, 32 bits.
+pub const fn fnv1a_32(bytes: &[u8]) -> u32 {
+    fnv1a_32_from(FNV32_START, bytes)
+}
+
+const fn fnv1a_32_from(mut h: u32, bytes: &[u8]) -> u32 {
+    let mut i = 0;
+    while i < bytes.len() {
+        h = (h ^ bytes[i] as u32).wrapping_mul(FNV32_PRIME);
+        i += 1;
+    }
+    h
+}
+
+/// FNV-1a, 64 bits.
+pub const fn fnv1a_64(bytes: &[u8]) -> u64 {
+    let mut h = FNV64_START;
+    let mut i = 0;
+    while i < bytes.len() {
+        h = (h ^ bytes[i] as u64).wrapping_mul(FNV64_PRIME);
+        i += 1;
+    }
+    h
+}
+
+/// Evenly sampled bits of a name, first bit most significant, so that hash order roughly follows name order.
+pub fn fingerprint(name: &[u8]) -> u32 {
+    let bits = name.len() * 8;
+    let step = (bits / 32).max(1);
+    let mut out = 0;
+    for i in 0..32 {
+        let at = i * step;
+        if at >= bits {
+            break;
+        }
+        let bit = (name[at / 8] >> (7 - at % 8)) & 1;
+        out |= u32::from(bit) << (31 - i);
+    }
+    out
+}
+
+/// Hash of the name of a directory entry: fingerprint above, FNV-1a 32 below.
+pub fn dirent_hash(name: &[u8]) -> u64 {
+    u64::from(fingerprint(name)) << 32 | u64::from(fnv1a_32(name))
+}
+
+/// Hash of a full xattr name in xattr item keys.
+pub fn xattr_hash(name: &[u8]) -> u32 {
+    crc(name)
+}
+
+/// Hash of a full xattr name in search entries.
+pub fn srch_hash(name: &[u8]) -> u64 {
+    fnv1a_64(name)
+}
+
+/// Home bucket of a key in the hash table of a leaf.
+///
+/// The five padding bytes are zero, and hashing a zero byte is one multiplication, so they fold into one constant.
+pub fn leaf_hash_bucket(key: &StoredKey) -> usize {
+    const PAD: u32 = FNV32_PRIME
+        .wrapping_mul(FNV32_PRIME)
+        .wrapping_mul(FNV32_PRIME)
+        .wrapping_mul(FNV32_PRIME)
+        .wrapping_mul(FNV32_PRIME);
+    let h = fnv1a_32_from(FNV32_START, &key.as_bytes()[..27]).wrapping_mul(PAD);
+    h as usize % BTREE_HASH_BUCKETS
+}
+
+/// The three bits of a bloom filter that stand for the lock that starts at `lock_start` (`spec/01 §10.3`).
+pub fn bloom_bits(lock_start: &Key) -> [u32; BLOOM_BITS_PER_KEY] {
+    let h = fnv1a_64(lock_start.to_stored().as_bytes());
+    [h as u32 % BLOOM_BITS, (h >> 19) as u32 % BLOOM_BITS, (h >> 38) as u32 % BLOOM_BITS]
+}
