@@ -9,5 +9,7 @@
 //! request is committed without waiting for company, and many share one commit (`spec/05 §5`).
 
 mod fence;
+mod omap;
+mod recovery;
 
 pub use fence::{ConfirmFencing, FenceReason, Fencer, RefuseFencing};
