@@ -12,4 +12,9 @@ mod quorum;
 pub mod server;
 mod sync;
 
+/// The volumes of `tests/data/fixtures` for unit tests, shared with the integration tests.
+#[cfg(test)]
+#[path = "../tests/common/fixture.rs"]
+mod fixture;
+
 pub use error::{Errno, Error, Result};
