@@ -5,12 +5,14 @@ mod btree;
 pub mod device;
 pub mod error;
 pub mod format;
+mod item;
 pub(crate) mod lock;
 mod namespace;
 pub mod net;
 mod quorum;
 pub mod server;
 mod sync;
+mod txn;
 
 /// The volumes of `tests/data/fixtures` for unit tests, shared with the integration tests.
 #[cfg(test)]

@@ -1,0 +1,1 @@
+//! Bloom filters of log trees: which locks a tree may hold items of (`spec/03 §6`).

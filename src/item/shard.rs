@@ -1,0 +1,295 @@
+//! The item cache of one lock.
+//!
+//! **Problem.** Items are cached strictly coherently under cluster locks (`spec/03 §8`): within a range covered by a
+//! granted lock a node knows a subset of the key space for which presence *and absence* are certain. A global tree of
+//! cached items makes every split, eviction and invalidation a matter of everybody.
+//!
+//! **Idea.** Lock ranges are disjoint, so each lock has its own ordered map, its own set of known ranges and its own
+//! list of dirty keys. Invalidating a lock drops one map.
+//!
+//! **Invariants.**
+//! 1. A key is *known* if it has an entry, or if it lies in a known range; a known key without entry does not exist.
+//! 2. An entry always counts before anything that a tree says about its key (it is newer or equal).
+//! 3. Dirty entries are never evicted. They leave the dirty state only in [`ShardCore::clean`], while no transaction is
+//!    held.
+//! 4. `generation` rises whenever entries are cleaned or dropped by invalidation. A reader that worked without the shard's
+//!    lock discards what it read if the generation moved (read barrier, `spec/03 §8.3`).
+//! 5. In write-only use nothing is ever known: entries only wait for the commit and are dropped by it.
+//!
+//! It does not read trees and knows no lock modes; `cache.rs` and `change.rs` do.
+
+use std::collections::BTreeMap;
+
+use super::packed::{Packed, RangeSet};
+use super::value::Value;
+use crate::format::{Key, KeyRange};
+use crate::lock::Protected;
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use crate::sync::{Arc, RwLock};
+
+/// Must be written into the log tree by the next commit.
+pub(super) const DIRTY: u8 = 1;
+/// A version may exist in some tree, so deleting the item needs a deletion item.
+pub(super) const PERSISTENT: u8 = 2;
+/// Deleted; waits to be written as a deletion item.
+pub(super) const TOMBSTONE: u8 = 4;
+/// The value is a difference that is added to what the trees hold.
+pub(super) const DELTA: u8 = 8;
+
+/// What an entry costs beside its value, for the byte budget.
+const ENTRY_BYTES: u64 = 112;
+
+/// One cached item.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) value: Value,
+    pub(super) seq: u64,
+    pub(super) flags: u8,
+}
+
+impl Entry {
+    #[inline]
+    pub(super) fn is(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Exists for readers.
+    #[inline]
+    pub(super) fn live(&self) -> bool {
+        self.flags & TOMBSTONE == 0
+    }
+
+    #[inline]
+    fn bytes(&self) -> u64 {
+        ENTRY_BYTES + self.value.len() as u64
+    }
+}
+
+/// What is known of a key without reading.
+#[derive(Debug)]
+pub(super) enum Known<'a> {
+    /// The item, live.
+    Live(&'a Entry),
+    /// Certain not to exist; the tombstone if one waits for the commit.
+    Absent(Option<&'a Entry>),
+    /// The trees have to be asked.
+    Unknown,
+}
+
+/// How much an operation changed, for the counters that all shards share.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Tally {
+    pub(super) bytes: i64,
+    pub(super) dirty_items: i64,
+    pub(super) dirty_bytes: i64,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, other: Tally) {
+        self.bytes += other.bytes;
+        self.dirty_items += other.dirty_items;
+        self.dirty_bytes += other.dirty_bytes;
+    }
+}
+
+/// The part of a shard that its lock protects.
+#[derive(Default, Debug)]
+pub(super) struct Inner {
+    pub(super) items: BTreeMap<Packed, Entry>,
+    pub(super) known: RangeSet,
+    /// Keys that became dirty in the open transaction, in order of the changes; may hold keys that are gone again.
+    pub(super) dirty: Vec<Packed>,
+    /// Bytes of all entries, as counted in the shared budget.
+    pub(super) bytes: u64,
+    /// Read barrier (invariant 4).
+    pub(super) generation: u64,
+    /// Commit (number of answered commits) that last took items from here; trees read must be at least as new.
+    pub(super) committed: u64,
+    /// The log tree for which the bloom bits of this lock are set or pending.
+    pub(super) bloom_epoch: u64,
+    /// In the list that eviction walks.
+    pub(super) listed: bool,
+    /// Where the last partial eviction stopped.
+    pub(super) hand: Option<Packed>,
+}
+
+impl Inner {
+    #[inline]
+    pub(super) fn known(&self, key: &Packed) -> Known<'_> {
+        match self.items.get(key) {
+            Some(e) if e.live() => Known::Live(e),
+            Some(e) => Known::Absent(Some(e)),
+            None if self.known.find(key).is_some() => Known::Absent(None),
+            None => Known::Unknown,
+        }
+    }
+
+    /// Stores an entry that is part of the open transaction.
+    pub(super) fn put_dirty(&mut self, key: Packed, value: Value, seq: u64, flags: u8) -> Tally {
+        let entry = Entry { value, seq, flags: flags | DIRTY };
+        let size = entry.bytes() as i64;
+        let old = self.items.insert(key, entry);
+        let mut t = Tally { bytes: size, dirty_items: 1, dirty_bytes: size };
+        match old {
+            Some(old) => {
+                t.bytes -= old.bytes() as i64;
+                if old.is(DIRTY) {
+                    t.dirty_items -= 1;
+                    t.dirty_bytes -= old.bytes() as i64;
+                } else {
+                    self.dirty.push(key);
+                }
+            }
+            None => self.dirty.push(key),
+        }
+        self.bytes = (self.bytes as i64 + t.bytes) as u64;
+        t
+    }
+
+    /// Removes an entry without a trace.
+    pub(super) fn forget(&mut self, key: &Packed) -> Tally {
+        let mut t = Tally::default();
+        if let Some(old) = self.items.remove(key) {
+            let size = old.bytes() as i64;
+            t.bytes = -size;
+            if old.is(DIRTY) {
+                t.dirty_items = -1;
+                t.dirty_bytes = -size;
+            }
+            self.bytes -= size as u64;
+        }
+        t
+    }
+
+    /// Adds what was read from the trees for the whole of `range`: `items` sorted, live ones only.
+    pub(super) fn fill(&mut self, range: &KeyRange, items: Vec<(Packed, u64, Value)>) -> Tally {
+        let mut t = Tally::default();
+        for (key, seq, value) in items {
+            // Known parts are newer or equal: what is absent there stays absent (invariant 2).
+            if self.known.find(&key).is_some() {
+                continue;
+            }
+            if let std::collections::btree_map::Entry::Vacant(slot) = self.items.entry(key) {
+                let e = slot.insert(Entry { value, seq, flags: PERSISTENT });
+                t.bytes += e.bytes() as i64;
+            }
+        }
+        self.known.insert(range);
+        self.bytes += t.bytes as u64;
+        t
+    }
+
+    /// Drops up to about `want` bytes of clean content; returns how much was dropped. Absence knowledge goes with it.
+    pub(super) fn evict(&mut self, want: u64) -> u64 {
+        let before = self.bytes;
+        if want >= self.bytes && self.dirty.is_empty() {
+            self.items = BTreeMap::new();
+            self.known.clear();
+            self.bytes = 0;
+            self.hand = None;
+            return before;
+        }
+        let from = self.hand.take().unwrap_or(Packed::new(&Key::ZEROS));
+        let mut drop = Vec::new();
+        let mut freed = 0;
+        let mut last = Packed::new(&Key::ONES);
+        for (k, e) in self.items.range(from..) {
+            if freed >= want {
+                last = *k;
+                self.hand = Some(k.next());
+                if !e.is(DIRTY) {
+                    drop.push(*k);
+                }
+                break;
+            }
+            if !e.is(DIRTY) {
+                freed += e.bytes();
+                drop.push(*k);
+            }
+        }
+        self.known.remove(from, last);
+        for k in &drop {
+            self.forget(k);
+        }
+        before - self.bytes
+    }
+
+    /// Keys of the dirty entries in order, each once.
+    pub(super) fn dirty_keys(&self) -> Vec<Packed> {
+        let mut keys = self.dirty.clone();
+        keys.sort_unstable();
+        keys.dedup();
+        keys.retain(|k| self.items.get(k).is_some_and(|e| e.is(DIRTY)));
+        keys
+    }
+}
+
+/// One shard, shared by its lock and by the lists of dirty and of evictable shards.
+#[derive(Default, Debug)]
+pub(super) struct ShardCore {
+    pub(super) inner: RwLock<Inner>,
+    /// Used since eviction came by last.
+    pub(super) used: AtomicBool,
+    /// Operations that need what they read to stay until they are through.
+    pub(super) pins: AtomicU32,
+}
+
+impl ShardCore {
+    /// Marks the shard as recently used, without writing to shared memory if it is marked already.
+    #[inline]
+    pub(super) fn touch(&self) {
+        if !self.used.load(Relaxed) {
+            self.used.store(true, Relaxed);
+        }
+    }
+
+    /// The commit that holds the dirty entries was answered: tombstones and differences leave, all others become
+    /// clean and persistent. A shard in write-only use is emptied (invariant 5).
+    pub(super) fn clean(&self, commit: u64) -> Tally {
+        let mut inner = self.inner.write();
+        let inner = &mut *inner;
+        inner.generation += 1;
+        inner.committed = commit;
+        let dirty = std::mem::take(&mut inner.dirty);
+        let blind = inner.known.len() == 0;
+        let mut t = Tally::default();
+        for k in dirty {
+            match inner.items.get_mut(&k) {
+                Some(e) if e.is(DIRTY) && !blind && e.live() && !e.is(DELTA) => {
+                    e.flags = PERSISTENT;
+                    t.dirty_items -= 1;
+                    t.dirty_bytes -= e.bytes() as i64;
+                }
+                Some(e) if e.is(DIRTY) => t.add(inner.forget(&k)),
+                _ => {}
+            }
+        }
+        t
+    }
+
+    /// Drops everything. Dirty entries are lost: the caller committed before.
+    pub(super) fn invalidate(&self) -> Tally {
+        let mut inner = self.inner.write();
+        let lost = inner.items.values().filter(|e| e.is(DIRTY)).fold(Tally::default(), |mut t, e| {
+            t.dirty_items -= 1;
+            t.dirty_bytes -= e.bytes() as i64;
+            t
+        });
+        let t = Tally { bytes: -(inner.bytes as i64), ..lost };
+        inner.generation += 1;
+        inner.items = BTreeMap::new();
+        inner.known.clear();
+        inner.dirty = Vec::new();
+        inner.bytes = 0;
+        inner.hand = None;
+        t
+    }
+}
+
+/// What a lock protects: the cached items of its range.
+#[derive(Default, Debug)]
+pub(crate) struct ItemShard {
+    pub(super) core: Arc<ShardCore>,
+}
+
+impl Protected for ItemShard {}
