@@ -7,6 +7,7 @@ use std::ops::{Deref, DerefMut};
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex};
 
 /// Size of a metadata block.
@@ -19,19 +20,27 @@ const POOL_BUFFERS: usize = 64;
 #[repr(C, align(4096))]
 struct Aligned([u8; BLOCK_BYTES]);
 
-/// Free buffers.
-pub(crate) struct Pool(Mutex<Vec<Box<Aligned>>>);
+/// Free buffers, and the account of what the views of living blocks take.
+pub(crate) struct Pool {
+    free: Mutex<Vec<Box<Aligned>>>,
+    charged: AtomicUsize,
+}
 
 impl Pool {
     pub(crate) fn new() -> Arc<Pool> {
-        Arc::new(Pool(Mutex::new(Vec::new())))
+        Arc::new(Pool { free: Mutex::new(Vec::new()), charged: AtomicUsize::new(0) })
+    }
+
+    /// Bytes that all views take.
+    pub(crate) fn charged(&self) -> usize {
+        self.charged.load(Ordering::Relaxed)
     }
 
     /// A buffer with any content.
     pub(crate) fn get(self: &Arc<Pool>) -> Buf {
-        let free = self.0.lock().pop();
+        let free = self.free.lock().pop();
         let mem = free.unwrap_or_else(|| Aligned::new_box_zeroed().expect("64 KiB of memory"));
-        Buf { mem: Some(mem), pool: self.clone() }
+        Buf { mem: Some(mem), pool: self.clone(), charge: AtomicUsize::new(0) }
     }
 }
 
@@ -39,6 +48,15 @@ impl Pool {
 pub(crate) struct Buf {
     mem: Option<Box<Aligned>>,
     pool: Arc<Pool>,
+    charge: AtomicUsize,
+}
+
+impl Buf {
+    /// Counts heap bytes that belong to this block until it goes.
+    pub(crate) fn charge(&self, bytes: usize) {
+        self.charge.fetch_add(bytes, Ordering::Relaxed);
+        self.pool.charged.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 impl Deref for Buf {
@@ -57,8 +75,9 @@ impl DerefMut for Buf {
 
 impl Drop for Buf {
     fn drop(&mut self) {
+        self.pool.charged.fetch_sub(self.charge.load(Ordering::Relaxed), Ordering::Relaxed);
         if let Some(mem) = self.mem.take() {
-            let mut free = self.pool.0.lock();
+            let mut free = self.pool.free.lock();
             if free.len() < POOL_BUFFERS {
                 free.push(mem);
             }

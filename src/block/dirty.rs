@@ -1,9 +1,13 @@
-//! The dirty set of one transaction and copy-on-write.
+//! The dirty set of one transaction and copy-on-write (`spec/02 §2.4`, `§2.5`).
+//!
+//! Dirty blocks are kept decoded, as whatever their room finds handy to change, and encoded once, when they are written.
 
 use std::any::Any;
 
+use hashbrown::HashMap;
+
 use super::{BLOCK_BYTES, Block, BlockKind, BlockStore};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::MetaBlock;
 use crate::format::layout::BlockRef;
 
@@ -37,6 +41,11 @@ pub(crate) trait BlockSource {
     /// no longer refers to it either.
     fn free(&mut self, b: MetaBlock) -> Result<()>;
 
+    /// Takes back an [`alloc`](Self::alloc) that came to nothing. A source that cannot loses the number for this transaction.
+    fn cancel(&mut self, b: MetaBlock) {
+        let _ = b;
+    }
+
     /// Are fewer than `n` allocations or `n` frees left (`spec/02 §5.5`)?
     fn low(&self, n: u64) -> bool {
         let _ = n;
@@ -44,20 +53,26 @@ pub(crate) trait BlockSource {
     }
 }
 
+struct Dirty {
+    seq: u64,
+    content: Box<dyn DirtyContent>,
+}
+
 /// The blocks that one transaction has changed, decoded.
+#[derive(Default)]
 pub(crate) struct DirtySet {
-    _x: (),
+    blocks: HashMap<u64, Dirty>,
 }
 
 impl DirtySet {
     /// An empty set.
     pub(crate) fn new() -> DirtySet {
-        todo!()
+        DirtySet::default()
     }
 
     /// Number of dirty blocks.
     pub(crate) fn len(&self) -> usize {
-        todo!()
+        self.blocks.len()
     }
 
     /// Bytes that a write-out would write.
@@ -67,26 +82,52 @@ impl DirtySet {
 
     /// Drops everything unwritten.
     pub(crate) fn forget(&mut self) {
-        todo!()
+        self.blocks.clear();
     }
 
     /// Adds a block under a number and nonce that the caller chose.
     pub(crate) fn insert<T: DirtyContent>(&mut self, r: BlockRef, content: T) {
-        let _ = (r, content);
-        todo!()
+        let was = self.blocks.insert(r.blkno.get(), Dirty { seq: r.seq.get(), content: Box::new(content) });
+        assert!(was.is_none(), "block {} is dirty already", r.blkno.get());
+    }
+
+    /// Is some version of this block number dirty?
+    pub(crate) fn contains(&self, b: MetaBlock) -> bool {
+        self.blocks.contains_key(&b.0)
     }
 
     /// The dirty content that the reference names. `None` if the block is not dirty here, `Stale` if another version of it is.
     pub(crate) fn get<T: DirtyContent>(&self, r: &BlockRef) -> Result<Option<&T>> {
-        let _ = r;
-        todo!()
+        let Some(d) = self.blocks.get(&r.blkno.get()) else { return Ok(None) };
+        check_version(d, r)?;
+        (&*d.content as &dyn Any).downcast_ref().map(Some).ok_or_else(|| wrong_kind(r))
     }
 
     /// The same for changing.
     pub(crate) fn get_mut<T: DirtyContent>(&mut self, r: &BlockRef) -> Result<Option<&mut T>> {
-        let _ = r;
-        todo!()
+        let Some(d) = self.blocks.get_mut(&r.blkno.get()) else { return Ok(None) };
+        check_version(d, r)?;
+        (&mut *d.content as &mut dyn Any).downcast_mut().map(Some).ok_or_else(|| wrong_kind(r))
     }
+
+    /// References to all blocks, in no order.
+    pub(super) fn refs(&self) -> Vec<BlockRef> {
+        self.blocks.iter().map(|(blkno, d)| BlockRef { blkno: (*blkno).into(), seq: d.seq.into() }).collect()
+    }
+
+    /// Content of a block that is known to be here.
+    pub(super) fn content(&self, r: &BlockRef) -> &dyn DirtyContent {
+        &*self.blocks[&r.blkno.get()].content
+    }
+}
+
+/// A local writer has reused the number: reading again cannot help, and the dirty block must not be dropped.
+fn check_version(d: &Dirty, r: &BlockRef) -> Result<()> {
+    if d.seq == r.seq.get() { Ok(()) } else { Err(Error::Stale { blkno: r.blkno.get(), seq: r.seq.get() }) }
+}
+
+fn wrong_kind(r: &BlockRef) -> Error {
+    Error::corrupt(format!("reference to block {}", r.blkno.get()), "the block is of another kind")
 }
 
 /// Everything that a change of copy-on-write blocks needs.
@@ -104,13 +145,43 @@ impl Cow<'_> {
     /// a new number with a fresh nonce and the old number is freed; a dirty one is given as it is. `r` is updated. On an
     /// error nothing has changed.
     pub(crate) fn content_mut<T: CowContent>(&mut self, r: &mut BlockRef) -> Result<&mut T> {
-        let _ = r;
-        todo!()
+        let old = r.blkno.get();
+        if !self.dirty.contains(MetaBlock(old)) {
+            let content = if old == 0 { T::empty() } else { T::load(&*self.store.read(r, T::KIND)?)? };
+            let new = self.alloc_block()?;
+            if old != 0
+                && let Err(e) = self.alloc.free(MetaBlock(old))
+            {
+                self.alloc.cancel(new);
+                return Err(e);
+            }
+            *r = BlockRef { blkno: new.0.into(), seq: self.store.nonce().into() };
+            self.dirty.insert(*r, content);
+        }
+        let content = self.dirty.get_mut(r)?;
+        Ok(content.expect("dirty, as just checked"))
+    }
+
+    /// A new number that is certain not to hold anything of this transaction.
+    fn alloc_block(&mut self) -> Result<MetaBlock> {
+        let new = self.alloc.alloc()?;
+        if new.0 < 2 || new.0 >= self.store.meta_blocks() || self.dirty.contains(new) {
+            return Err(Error::corrupt(
+                "list of free metadata blocks",
+                format!("block {new} is in use or outside the device"),
+            ));
+        }
+        Ok(new)
     }
 
     /// Frees a block, dropping it from the dirty set if it is there.
     pub(crate) fn free_block(&mut self, r: &BlockRef) -> Result<()> {
-        let _ = r;
-        todo!()
+        let blkno = r.blkno.get();
+        if let Some(d) = self.dirty.blocks.get(&blkno) {
+            check_version(d, r)?;
+        }
+        self.alloc.free(MetaBlock(blkno))?;
+        self.dirty.blocks.remove(&blkno);
+        Ok(())
     }
 }

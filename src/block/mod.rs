@@ -21,6 +21,6 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use buf::{BLOCK_BYTES, Buf};
+pub(crate) use buf::BLOCK_BYTES;
 pub(crate) use dirty::{BlockSource, Cow, CowContent, DirtyContent, DirtySet};
 pub(crate) use store::{Block, BlockKind, BlockStats, BlockStore, BlockView};

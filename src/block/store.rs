@@ -1,12 +1,25 @@
 //! The store: verified reads through the cache, small blocks, write-out.
 
-use crate::block::DirtySet;
-use crate::device::BlockDevice;
-use crate::error::Result;
-use crate::format::layout::BlockRef;
-use crate::sync::Arc;
+use std::any::Any;
 
-use super::buf::BLOCK_BYTES;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::DirtySet;
+use super::buf::{BLOCK_BYTES, Buf, Pool};
+use super::cache::Cache;
+use crate::device::BlockDevice;
+use crate::error::{Error, Result};
+use crate::format::layout::{BlockHeader, BlockRef};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Arc, OnceLock};
+
+const SMALL_BYTES: u64 = 4096;
+
+/// The first metadata block that may be referred to; super and quorum blocks lie before it.
+const FIRST_BLOCK: u64 = 2;
+
+/// Blocks encoded and written at a time.
+const WRITE_BATCH: usize = 64;
 
 /// What a reference says that its block is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -38,24 +51,52 @@ impl BlockKind {
 
 /// One verified, immutable version of a block.
 pub(crate) struct Block {
-    _x: (),
+    buf: Buf,
+    kind: BlockKind,
+    view: OnceLock<Result<Box<dyn Any + Send + Sync>>>,
 }
 
 impl Block {
+    fn new(buf: Buf, kind: BlockKind) -> Arc<Block> {
+        Arc::new(Block { buf, kind, view: OnceLock::new() })
+    }
+
     /// All 64 KiB, header included.
     pub(crate) fn bytes(&self) -> &[u8; BLOCK_BYTES] {
-        todo!()
+        &self.buf
+    }
+
+    fn header(&self) -> &BlockHeader {
+        header(&self.buf)
     }
 
     /// The reference that this block satisfies.
     pub(crate) fn block_ref(&self) -> BlockRef {
-        todo!()
+        BlockRef { blkno: self.header().blkno, seq: self.header().seq }
     }
 
-    /// The decoded and validated form, made on the first call and kept. A block has one kind of view.
+    /// The decoded and validated form, made on the first call and kept. A kind of block has one kind of view.
     pub(crate) fn view<T: BlockView>(&self) -> Result<&T> {
-        todo!()
+        let made = self.view.get_or_init(|| {
+            let view = T::decode(&self.buf, self.header().blkno.get())?;
+            self.buf.charge(view.heap_bytes());
+            Ok(Box::new(view))
+        });
+        match made {
+            Ok(view) => Ok(view.downcast_ref().expect("a kind of block has one kind of view")),
+            Err(e) => Err(e.clone()),
+        }
     }
+}
+
+impl std::fmt::Debug for Block {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} block {}", self.kind, self.header().blkno.get())
+    }
+}
+
+fn header(buf: &[u8; BLOCK_BYTES]) -> &BlockHeader {
+    BlockHeader::ref_from_prefix(buf).expect("a block is longer than its header").0
 }
 
 /// A decoded form of a block that is worth keeping beside its bytes.
@@ -80,7 +121,7 @@ pub(crate) struct BlockStats {
     pub(crate) evictions: u64,
     /// Blocks in the cache.
     pub(crate) cached_blocks: u64,
-    /// Bytes of the cache.
+    /// Bytes of the cache, views included.
     pub(crate) cached_bytes: u64,
     /// Blocks written.
     pub(crate) written: u64,
@@ -88,62 +129,132 @@ pub(crate) struct BlockStats {
 
 /// The verified metadata blocks of one volume.
 pub(crate) struct BlockStore {
-    _x: (),
+    dev: Arc<dyn BlockDevice>,
+    fsid: u64,
+    cache: Cache,
+    pool: Arc<Pool>,
+    written: AtomicU64,
 }
 
 impl BlockStore {
     /// A store over the metadata device with a cache of at most `cache_bytes`.
     pub(crate) fn new(dev: Arc<dyn BlockDevice>, fsid: u64, cache_bytes: usize) -> Arc<BlockStore> {
-        let _ = (dev, fsid, cache_bytes);
-        todo!()
+        Arc::new(BlockStore {
+            dev,
+            fsid,
+            cache: Cache::new(cache_bytes),
+            pool: Pool::new(),
+            written: AtomicU64::new(0),
+        })
     }
 
     /// The volume that blocks must belong to.
     pub(crate) fn fsid(&self) -> u64 {
-        todo!()
+        self.fsid
     }
 
     /// Whole 64 KiB blocks of the device as it is now.
     pub(crate) fn meta_blocks(&self) -> u64 {
-        todo!()
+        self.dev.size() / BLOCK_BYTES as u64
     }
 
     /// The metadata device.
     pub(crate) fn device(&self) -> &Arc<dyn BlockDevice> {
-        todo!()
+        &self.dev
     }
 
     /// The block that satisfies the reference. `Error::Stale` if the device holds something else there (`spec/02 §2.2`).
     pub(crate) fn read(&self, r: &BlockRef, kind: BlockKind) -> Result<Arc<Block>> {
-        let _ = (r, kind);
-        todo!()
+        let (blkno, seq) = (r.blkno.get(), r.seq.get());
+        let stale = Error::Stale { blkno, seq };
+        if blkno < FIRST_BLOCK {
+            return Err(stale);
+        }
+        let block = self.cache.get((blkno, seq), self.pool.charged(), || self.load(r, kind))?;
+        if block.kind == kind { Ok(block) } else { Err(stale) }
+    }
+
+    /// Reads from the device and verifies. A mismatch is looked at twice: the first may have been another node's write in progress.
+    fn load(&self, r: &BlockRef, kind: BlockKind) -> Result<Arc<Block>> {
+        let (blkno, seq) = (r.blkno.get(), r.seq.get());
+        let stale = Error::Stale { blkno, seq };
+        if blkno >= self.meta_blocks() {
+            return Err(stale);
+        }
+        let mut buf = self.pool.get();
+        for _ in 0..2 {
+            self.dev.read_at(blkno * BLOCK_BYTES as u64, &mut buf[..])?;
+            let h = header(&buf);
+            let named = h.magic == kind.magic() && h.fsid == self.fsid && h.seq == seq && h.blkno == blkno;
+            if named && h.crc == crate::format::block_crc(&buf[..]) {
+                return Ok(Block::new(buf, kind));
+            }
+        }
+        Err(stale)
     }
 
     /// Reads a 4 KiB block, uncached and unchecked.
     pub(crate) fn read_small(&self, blkno: u64) -> Result<Box<[u8; 4096]>> {
-        let _ = blkno;
-        todo!()
+        let mut buf = self.pool.get();
+        let (small, _) = buf.split_first_chunk_mut::<4096>().expect("a buffer is longer");
+        self.dev.read_at(blkno * SMALL_BYTES, small)?;
+        Ok(Box::new(*small))
     }
 
-    /// Writes a 4 KiB block as it is (the caller has set its crc). Not durable before a flush.
+    /// Writes a 4 KiB block as it is (the caller has set its crc). Not durable before a flush. The first 32 KiB of a device
+    /// belong to boot loaders and partition tables and are refused.
     pub(crate) fn write_small(&self, blkno: u64, block: &[u8; 4096]) -> Result<()> {
-        let _ = (blkno, block);
-        todo!()
+        if blkno < 8 {
+            return Err(Error::invalid(format!("small block {blkno} is not ours to write")));
+        }
+        let mut buf = self.pool.get();
+        buf[..4096].copy_from_slice(block);
+        self.dev.write_at(blkno * SMALL_BYTES, &buf[..4096])
     }
 
     /// Makes what was written durable.
     pub(crate) fn flush(&self) -> Result<()> {
-        todo!()
+        self.dev.flush()
     }
 
     /// A fresh random version nonce, never 0.
     pub(crate) fn nonce(&self) -> u64 {
-        todo!()
+        loop {
+            match rand::random() {
+                0 => continue,
+                nonce => return nonce,
+            }
+        }
     }
 
     /// Counters.
     pub(crate) fn stats(&self) -> BlockStats {
-        todo!()
+        let cache = self.cache.stats();
+        BlockStats {
+            hits: cache.hits,
+            misses: cache.misses,
+            evictions: cache.evictions,
+            cached_blocks: cache.blocks,
+            cached_bytes: cache.blocks * BLOCK_BYTES as u64 + self.pool.charged() as u64,
+            written: self.written.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Encodes one dirty block with header and crc.
+    fn encode(&self, r: BlockRef, content: &dyn super::DirtyContent) -> Arc<Block> {
+        let mut buf = self.pool.get();
+        content.encode(&mut buf);
+        let mut head = BlockHeader {
+            crc: 0.into(),
+            magic: content.kind().magic().into(),
+            fsid: self.fsid.into(),
+            seq: r.seq,
+            blkno: r.blkno,
+        };
+        buf[..32].copy_from_slice(head.as_bytes());
+        head.crc = crate::format::block_crc(&buf[..]).into();
+        buf[..4].copy_from_slice(head.crc.as_bytes());
+        Block::new(buf, content.kind())
     }
 }
 
@@ -151,7 +262,25 @@ impl DirtySet {
     /// Encodes and writes all dirty blocks, in ascending order and batches; no flush. On success the set is empty and the
     /// blocks are in the cache; on an error everything stays dirty and the call can be repeated.
     pub(crate) fn write_out(&mut self, store: &BlockStore) -> Result<()> {
-        let _ = store;
-        todo!()
+        let mut refs = self.refs();
+        refs.sort_unstable_by_key(|r| r.blkno.get());
+        let mut done: Vec<Arc<Block>> = Vec::with_capacity(refs.len());
+        for batch in refs.chunks(WRITE_BATCH) {
+            let first = done.len();
+            done.extend(batch.iter().map(|r| store.encode(*r, self.content(r))));
+            let writes: Vec<(u64, &[u8])> = batch
+                .iter()
+                .zip(&done[first..])
+                .map(|(r, b)| (r.blkno.get() * BLOCK_BYTES as u64, &b.bytes()[..]))
+                .collect();
+            store.dev.write_batch(&writes)?;
+        }
+        // Only now: content may still change before a failed write-out is repeated, under the same version.
+        self.forget();
+        store.written.fetch_add(refs.len() as u64, Ordering::Relaxed);
+        for (r, block) in refs.iter().zip(done) {
+            store.cache.put((r.blkno.get(), r.seq.get()), block, store.pool.charged());
+        }
+        Ok(())
     }
 }
