@@ -10,6 +10,7 @@ use super::cache::Cache;
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::format::layout::{BlockHeader, BlockRef};
+use crate::format::{block_crc_matches, seal_block};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, OnceLock};
 
@@ -186,7 +187,7 @@ impl BlockStore {
             self.dev.read_at(blkno * BLOCK_BYTES as u64, &mut buf[..])?;
             let h = header(&buf);
             let named = h.magic == kind.magic() && h.fsid == self.fsid && h.seq == seq && h.blkno == blkno;
-            if named && h.crc == crate::format::block_crc(&buf[..]) {
+            if named && block_crc_matches(&buf[..]) {
                 return Ok(Block::new(buf, kind));
             }
         }
@@ -244,7 +245,7 @@ impl BlockStore {
     fn encode(&self, r: BlockRef, content: &dyn super::DirtyContent) -> Arc<Block> {
         let mut buf = self.pool.get();
         content.encode(&mut buf);
-        let mut head = BlockHeader {
+        let head = BlockHeader {
             crc: 0.into(),
             magic: content.kind().magic().into(),
             fsid: self.fsid.into(),
@@ -252,8 +253,7 @@ impl BlockStore {
             blkno: r.blkno,
         };
         buf[..32].copy_from_slice(head.as_bytes());
-        head.crc = crate::format::block_crc(&buf[..]).into();
-        buf[..4].copy_from_slice(head.crc.as_bytes());
+        seal_block(&mut buf[..]);
         Block::new(buf, content.kind())
     }
 }
