@@ -1,5 +1,6 @@
 //! The scoutfs engine as an embeddable library.
 
+mod alloc;
 mod block;
 mod btree;
 pub mod device;

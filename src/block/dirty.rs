@@ -46,10 +46,15 @@ pub(crate) trait BlockSource {
         let _ = b;
     }
 
+    /// How many allocations and how many frees are left for this transaction.
+    fn room(&self) -> (u64, u64) {
+        (u64::MAX, u64::MAX)
+    }
+
     /// Are fewer than `n` allocations or `n` frees left (`spec/02 §5.5`)?
     fn low(&self, n: u64) -> bool {
-        let _ = n;
-        false
+        let (allocs, frees) = self.room();
+        allocs < n || frees < n
     }
 }
 
