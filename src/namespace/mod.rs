@@ -21,21 +21,49 @@
 //!
 //! **Not here**: contents of files (the data room implements [`FileData`]), quota rules and searches (archive).
 
+mod acl;
+mod cache;
+mod frame;
+mod host;
+mod inode;
+mod names;
+mod permission;
 mod types;
 
+use crate::block::BlockStore;
 use crate::error::Result;
 use crate::format::Ino;
+use crate::item::{ItemShard, Items};
+use crate::lock::LockClient;
 use crate::sync::Arc;
+use crate::txn::Txn;
+use cache::InodeCache;
+use names::NameCache;
+
+pub(crate) use frame::{GroupLocks, Touch, Tx, lock_ops};
+pub(crate) use host::{FileData, Mount, NamespaceOptions, NamespaceParts, Removal};
+pub(crate) use inode::{Fields, Inode};
 
 pub use types::{
-    Access, Attr, AttrX, Caller, Caps, DirBatch, DirEntry, FileHandle, FileKind, HiddenCursor, InoPath, Referrer,
-    RenameFlags, SetAttr, SetTime, StatFs, Time, XattrFlags,
+    Access, Attr, AttrX, Caller, Caps, DirBatch, DirEntry, FileHandle, HiddenCursor, InoPath, Referrer, RenameFlags,
+    SetAttr, SetTime, StatFs, Time, XattrFlags,
 };
 
 /// All operations on names and inodes of one mount, by inode number.
 ///
 /// Every call checks the caller's permissions itself. Errors are the errnos of `spec/06 §13`.
-pub(crate) struct Namespace {}
+pub(crate) struct Namespace {
+    locks: Arc<LockClient<ItemShard>>,
+    items: Arc<Items>,
+    txn: Arc<Txn>,
+    store: Arc<BlockStore>,
+    mount: Arc<dyn Mount>,
+    data: Arc<dyn FileData>,
+    fmt_vers: u64,
+    options: NamespaceOptions,
+    inodes: InodeCache,
+    names: NameCache,
+}
 
 /// Keeps an inode alive although its last name may go away: what an open file descriptor is.
 ///
@@ -51,6 +79,22 @@ impl OpenInode {
 }
 
 impl Namespace {
+    /// The namespace of a mount.
+    pub(crate) fn new(parts: NamespaceParts) -> Arc<Namespace> {
+        Arc::new(Namespace {
+            inodes: InodeCache::new(parts.options.cached_inodes),
+            names: NameCache::new(parts.options.cached_names),
+            locks: parts.locks,
+            items: parts.items,
+            txn: parts.txn,
+            store: parts.store,
+            mount: parts.mount,
+            data: parts.data,
+            fmt_vers: parts.fmt_vers,
+            options: parts.options,
+        })
+    }
+
     /// The inode that `name` in `parent` leads to. `.` and `..` are understood.
     pub(crate) fn lookup(&self, caller: &Caller, parent: Ino, name: &[u8]) -> Result<Attr> {
         todo!()

@@ -7,8 +7,8 @@ use std::fmt;
 use std::ops::{BitOr, BitOrAssign};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::format::Ino;
 use crate::format::layout::Timespec;
+use crate::format::{DirentKind, Ino};
 
 /// A point in time with nanosecond granularity; any 64-bit number of seconds is valid (`spec/06 §10`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -130,91 +130,9 @@ impl Caller {
     }
 }
 
-/// The kinds of inodes; the kind behind a number never changes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum FileKind {
-    /// Named pipe.
-    Fifo,
-    /// Character device.
-    CharDevice,
-    /// Directory.
-    Directory,
-    /// Block device.
-    BlockDevice,
-    /// Regular file.
-    File,
-    /// Symbolic link.
-    Symlink,
-    /// Socket.
-    Socket,
-}
-
-/// `S_IFMT`: the bits of a mode that hold the kind.
-pub(crate) const S_IFMT: u32 = 0o170_000;
 pub(crate) const S_ISUID: u32 = 0o4000;
 pub(crate) const S_ISGID: u32 = 0o2000;
 pub(crate) const S_ISVTX: u32 = 0o1000;
-
-impl FileKind {
-    /// The kind in the `S_IFMT` bits of a mode, if it is a known one.
-    pub fn from_mode(mode: u32) -> Option<FileKind> {
-        Some(match mode & S_IFMT {
-            0o010_000 => FileKind::Fifo,
-            0o020_000 => FileKind::CharDevice,
-            0o040_000 => FileKind::Directory,
-            0o060_000 => FileKind::BlockDevice,
-            0o100_000 => FileKind::File,
-            0o120_000 => FileKind::Symlink,
-            0o140_000 => FileKind::Socket,
-            _ => return None,
-        })
-    }
-
-    /// The `S_IFMT` bits.
-    pub fn mode_bits(self) -> u32 {
-        match self {
-            FileKind::Fifo => 0o010_000,
-            FileKind::CharDevice => 0o020_000,
-            FileKind::Directory => 0o040_000,
-            FileKind::BlockDevice => 0o060_000,
-            FileKind::File => 0o100_000,
-            FileKind::Symlink => 0o120_000,
-            FileKind::Socket => 0o140_000,
-        }
-    }
-
-    /// The type number stored in directory entries (`spec/06 §4.1`).
-    pub(crate) fn to_stored(self) -> u8 {
-        match self {
-            FileKind::Fifo => 0,
-            FileKind::CharDevice => 1,
-            FileKind::Directory => 2,
-            FileKind::BlockDevice => 3,
-            FileKind::File => 4,
-            FileKind::Symlink => 5,
-            FileKind::Socket => 6,
-        }
-    }
-
-    /// The kind of a stored entry type; `None` for whiteouts and unknown numbers.
-    pub(crate) fn from_stored(kind: u8) -> Option<FileKind> {
-        Some(match kind {
-            0 => FileKind::Fifo,
-            1 => FileKind::CharDevice,
-            2 => FileKind::Directory,
-            3 => FileKind::BlockDevice,
-            4 => FileKind::File,
-            5 => FileKind::Symlink,
-            6 => FileKind::Socket,
-            _ => return None,
-        })
-    }
-
-    /// The `DT_*` number that `readdir` reports.
-    pub fn dirent_type(self) -> u8 {
-        (self.mode_bits() >> 12) as u8
-    }
-}
 
 /// Everything `stat` and its relatives report about an inode, as of one moment across the cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -222,7 +140,7 @@ pub struct Attr {
     /// Inode number.
     pub ino: Ino,
     /// Kind, also contained in `mode`.
-    pub kind: FileKind,
+    pub kind: DirentKind,
     /// Kind and permission bits as in `st_mode`.
     pub mode: u32,
     /// Links; a directory has 2 plus one per subdirectory.
