@@ -3,6 +3,7 @@
 mod alloc;
 mod block;
 mod btree;
+mod client;
 pub mod device;
 pub mod error;
 pub mod format;
@@ -19,5 +20,7 @@ mod txn;
 #[cfg(test)]
 #[path = "../tests/common/fixture.rs"]
 mod fixture;
+
+pub mod volume;
 
 pub use error::{Errno, Error, Result};

@@ -28,5 +28,10 @@ pub(crate) type ItemLock = crate::lock::LockGuard<ItemShard>;
 /// The lock itself; every operation here takes this, and an [`ItemLock`] is accepted for it.
 pub(crate) type CoveringLock = crate::lock::Lock<ItemShard>;
 
+/// Are values of this key differences that are added up (`spec/03 §2.4`)?
+pub(crate) fn is_delta(key: &crate::format::Key) -> bool {
+    key.zone == crate::format::consts::ZONE_XATTR_TOTL
+}
+
 #[cfg(test)]
 mod tests;

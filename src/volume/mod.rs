@@ -1,0 +1,3 @@
+//! The public face.
+mod options;
+pub use options::VolumeOptions;
