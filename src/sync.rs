@@ -16,19 +16,37 @@ pub(crate) use self::model::*;
 /// loom's primitives with the `parking_lot` calling convention.
 #[cfg(loom)]
 mod model {
-    pub(crate) use loom::sync::{Arc, MutexGuard, RwLockReadGuard, RwLockWriteGuard, atomic};
+    pub(crate) use loom::sync::{RwLockReadGuard, RwLockWriteGuard, atomic};
     pub(crate) use loom::thread;
-    pub(crate) use std::sync::{OnceLock, Weak, mpsc};
+    use std::ops::{Deref, DerefMut};
+    // Reference counts are not what the models check, and loom's have no weak ones.
+    pub(crate) use std::sync::{Arc, OnceLock, Weak, mpsc};
 
     #[derive(Debug)]
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    /// Holds `None` only inside of [`Condvar::wait`].
+    pub(crate) struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
 
     impl<T> Mutex<T> {
         pub(crate) fn new(v: T) -> Self {
             Mutex(loom::sync::Mutex::new(v))
         }
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-            self.0.lock().expect("loom mutexes do not poison: a panic ends the model")
+            MutexGuard(Some(self.0.lock().expect("loom mutexes do not poison: a panic ends the model")))
+        }
+    }
+
+    impl<T> Deref for MutexGuard<'_, T> {
+        type Target = T;
+        fn deref(&self) -> &T {
+            self.0.as_ref().expect("only empty while waiting")
+        }
+    }
+
+    impl<T> DerefMut for MutexGuard<'_, T> {
+        fn deref_mut(&mut self) -> &mut T {
+            self.0.as_mut().expect("only empty while waiting")
         }
     }
 
@@ -38,6 +56,10 @@ mod model {
     impl Condvar {
         pub(crate) fn new() -> Self {
             Condvar(loom::sync::Condvar::new())
+        }
+        pub(crate) fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+            let inner = guard.0.take().expect("only empty while waiting");
+            guard.0 = Some(self.0.wait(inner).expect("loom mutexes do not poison"));
         }
         pub(crate) fn notify_all(&self) {
             self.0.notify_all();

@@ -1,22 +1,37 @@
-//! stub
-use super::*;
-use crate::format::{Key, KeyRange};
-use crate::sync::Arc;
-use std::marker::PhantomData;
-use std::ops::Deref;
+//! The lock service of a mount: what the other rooms call, and the threads that work for it.
+//!
+//! | thread | works on | may block on |
+//! |---|---|---|
+//! | `lock-drop-N` | started invalidations: drops caches, responds | the locks of the caches |
+//! | `lock-commit` | invalidations of locks with uncommitted changes: one commit for all that wait | a commit |
+//! | `lock-shrink` | giving up idle locks | nothing |
+//!
+//! Messages are handed in by the thread that receives them and only queued here: a commit needs answers of the server, so
+//! an invalidation that occupied message delivery would wait for itself (L-6).
+
+use super::guard::{Lock, LockGuard};
+use super::shell::{Job, Shell};
+use super::{LockName, LockSender, Mode, Protected, Revoke};
+use crate::error::Result;
+use crate::format::Key;
+use crate::format::layout::NetLock;
+use crate::sync::atomic::Ordering;
+use crate::sync::{Arc, Mutex, thread};
 
 /// Options of a [`LockClient`].
 #[derive(Clone, Debug)]
 pub(crate) struct LockClientConfig {
-    /// How many lock objects are kept before idle ones are given up (32..=100,000; default 10,000).
+    /// How many lock objects are kept before idle ones are given up (32..=100,000).
     pub(crate) idle_count: usize,
     /// Threads that drop caches of invalidated locks.
     pub(crate) workers: usize,
+    /// Parts of the table of locks, a power of two.
+    pub(crate) shards: usize,
 }
 
 impl Default for LockClientConfig {
     fn default() -> Self {
-        LockClientConfig { idle_count: 10_000, workers: 2 }
+        LockClientConfig { idle_count: 10_000, workers: 2, shards: 256 }
     }
 }
 
@@ -27,6 +42,8 @@ pub(crate) struct LockStatus {
     pub(crate) locks: usize,
     /// Null requests on their way.
     pub(crate) shrinking: usize,
+    /// Invalidations that wait for a worker.
+    pub(crate) working: usize,
     /// LOCK requests sent.
     pub(crate) requests: u64,
     /// Grants received.
@@ -37,153 +54,185 @@ pub(crate) struct LockStatus {
     pub(crate) responses: u64,
 }
 
-/// One lock of this node.
-pub(crate) struct Lock<P: Protected> {
-    state: P,
-}
-
-impl<P: Protected> Lock<P> {
-    /// Which lock this is.
-    pub(crate) fn name(&self) -> LockName {
-        todo!()
-    }
-    /// The keys it covers.
-    pub(crate) fn range(&self) -> KeyRange {
-        todo!()
-    }
-    /// The mode that tasks of this node may use now.
-    pub(crate) fn mode(&self) -> Mode {
-        todo!()
-    }
-    /// Sequence number of the write or write-only grant, 0 under a read grant.
-    pub(crate) fn write_seq(&self) -> u64 {
-        todo!()
-    }
-    /// Rises every time the lock becomes readable; 0 = it never was.
-    pub(crate) fn refresh_gen(&self) -> u64 {
-        todo!()
-    }
-    /// The refresh generation if the lock is readable now.
-    pub(crate) fn readable_gen(&self) -> Option<u64> {
-        todo!()
-    }
-    /// What the lock protects.
-    pub(crate) fn state(&self) -> &P {
-        &self.state
-    }
-    /// Notes, under a write or write-only guard, that the transaction `seq` holds changes made under this lock.
-    pub(crate) fn mark_dirty(&self, seq: u64) {
-        let _ = seq;
-        todo!()
-    }
-    /// The greatest sequence given to [`Lock::mark_dirty`].
-    pub(crate) fn dirty_seq(&self) -> u64 {
-        todo!()
-    }
-}
-
-/// One use of a granted lock; dropping it is the release. It stays on the thread that acquired it.
-pub(crate) struct LockGuard<P: Protected> {
-    lock: PhantomData<*const Lock<P>>,
-}
-
-impl<P: Protected> LockGuard<P> {
-    /// The mode that was acquired; the lock's own mode may be stronger.
-    pub(crate) fn mode(&self) -> Mode {
-        todo!()
-    }
-    /// A reference to keep for [`LockClient::acquire_held`]; it is no use of the lock.
-    pub(crate) fn handle(&self) -> Arc<Lock<P>> {
-        todo!()
-    }
-}
-
-impl<P: Protected> Deref for LockGuard<P> {
-    type Target = Lock<P>;
-    fn deref(&self) -> &Lock<P> {
-        todo!()
-    }
-}
-
-impl<P: Protected> Drop for LockGuard<P> {
-    fn drop(&mut self) {
-        todo!()
-    }
-}
-
 /// All locks of one mount.
 pub(crate) struct LockClient<P: Protected> {
-    p: PhantomData<P>,
+    shell: Arc<Shell<P>>,
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
 impl<P: Protected> LockClient<P> {
     /// Starts the lock service of a mount with its worker threads.
-    pub(crate) fn new(config: LockClientConfig, sender: Arc<dyn LockSender>, revoke: Arc<dyn Revoke<P>>) -> Arc<Self> {
-        let _ = (config, sender, revoke);
-        todo!()
+    ///
+    /// The threads keep `revoke` alive until [`LockClient::close`] (or drop).
+    pub(crate) fn new(
+        config: LockClientConfig,
+        sender: Arc<dyn LockSender>,
+        revoke: Arc<dyn Revoke<P>>,
+    ) -> Result<Arc<Self>> {
+        let shell = Shell::new(&config, sender, revoke);
+        let client = Arc::new(LockClient { shell: shell.clone(), threads: Mutex::new(Vec::new()) });
+        for i in 0..config.workers.max(1) {
+            client.spawn(format!("lock-drop-{i}"), |s| while s.work_step().is_some() {})?;
+        }
+        client.spawn("lock-commit".into(), |s| while s.commit_step().is_some() {})?;
+        client.spawn("lock-shrink".into(), |s| {
+            while s.shrink_kicks.take(usize::MAX).is_some() {
+                s.sweep();
+            }
+        })?;
+        Ok(client)
     }
+
+    fn spawn(&self, name: String, body: impl FnOnce(&Shell<P>) + Send + 'static) -> Result<()> {
+        let shell = self.shell.clone();
+        let spawned = thread::Builder::new().name(name).spawn(move || body(&shell));
+        let handle = spawned.map_err(|_| crate::error::Errno::EAGAIN)?;
+        self.threads.lock().push(handle);
+        Ok(())
+    }
+
     /// Waits until `mode` may be used and counts one use.
     ///
-    /// Errors: EINVAL (null mode), ENOLCK (shut down before), ESHUTDOWN (shut down meanwhile), EDEADLK (this thread holds
+    /// Errors: EINVAL (null mode), ENOLCK (shut down before), ESHUTDOWN (shut down meanwhile), EDEADLK (this thread uses
     /// the lock in a mode that does not serve), ENOLINK (forced unmount).
+    #[inline]
     pub(crate) fn acquire(&self, name: LockName, mode: Mode) -> Result<LockGuard<P>> {
-        let _ = (name, mode);
-        todo!()
+        self.shell.acquire(name, mode)
     }
+
     /// As [`LockClient::acquire`], but never waits and never sends: EAGAIN.
     pub(crate) fn try_acquire(&self, name: LockName, mode: Mode) -> Result<LockGuard<P>> {
-        let _ = (name, mode);
-        todo!()
+        self.shell.try_acquire(name, mode)
     }
-    /// As [`LockClient::acquire`] without the look-up; if the kept object was given up meanwhile, the guard is of a new
-    /// one (see [`LockGuard::handle`]).
+
+    /// As [`LockClient::acquire`] without the look-up. If the kept object was given up meanwhile, the guard is of a new
+    /// one; keep [`LockGuard::handle`] of it then.
+    #[inline]
     pub(crate) fn acquire_held(&self, lock: &Arc<Lock<P>>, mode: Mode) -> Result<LockGuard<P>> {
-        let _ = (lock, mode);
-        todo!()
+        self.shell.acquire_held(lock, mode)
     }
+
     /// The lock object, if this node has one; for hints such as comparing generations.
     pub(crate) fn peek(&self, name: LockName) -> Option<Arc<Lock<P>>> {
-        let _ = name;
-        todo!()
+        self.shell.table.get(name)
     }
+
     /// A LOCK response (M2) arrived. An error means that the server broke the protocol: close the connection.
     pub(crate) fn grant(&self, lock: &NetLock) -> Result<()> {
-        let _ = lock;
-        todo!()
+        self.shell.grant(lock)
     }
+
     /// A LOCK request (M3) `id` of the server of term `epoch` arrived. An error means: close the connection.
     pub(crate) fn invalidate(&self, epoch: u64, id: u64, lock: &NetLock) -> Result<()> {
-        let _ = (epoch, id, lock);
-        todo!()
+        self.shell.invalidate(epoch, id, lock)
     }
+
     /// The answer to LOCK_RECOVER (M5): up to 22 held locks from `key` on, in key order; empty = no more.
     pub(crate) fn recover(&self, key: &Key) -> Vec<NetLock> {
-        let _ = key;
-        todo!()
+        self.shell.recover(key)
     }
-    /// A server of another term was greeted; call before any of its messages is handed in.
+
+    /// A server of another term was greeted; call before any of its messages is handed in, the first one included.
     pub(crate) fn new_epoch(&self, term: u64) {
-        let _ = term;
-        todo!()
+        self.shell.new_epoch(term);
     }
-    /// Orderly unmount: new acquires fail, waiters wake with ESHUTDOWN, invalidations are still answered.
+
+    /// Orderly unmount: new acquires fail with ENOLCK, waiters wake with ESHUTDOWN, invalidations are still answered,
+    /// with everything that they need, because the final commit may still be to come.
     pub(crate) fn shutdown(&self) {
-        todo!()
+        self.shell.shutdown();
     }
+
     /// Forced unmount: everything that waits fails with ENOLINK.
     pub(crate) fn force_down(&self) {
-        todo!()
+        self.shell.force_down();
     }
+
     /// Ends and joins the worker threads; after it invalidations are no longer worked on.
     pub(crate) fn close(&self) {
-        todo!()
+        self.shell.commits.close();
+        self.shell.work.close();
+        self.shell.shrink_kicks.close();
+        for t in std::mem::take(&mut *self.threads.lock()) {
+            // The last reference may be dropped by a worker itself.
+            if t.thread().id() != thread::current().id() {
+                let _ = t.join();
+            }
+        }
     }
-    /// Gives up idle locks, all of them (testing, low memory); returns how many were asked for.
+
+    /// Changes how many lock objects are kept.
+    pub(crate) fn set_idle_count(&self, count: usize) {
+        self.shell.idle_count.store(count, Ordering::Relaxed);
+        self.shell.table_grew();
+    }
+
+    /// Gives up all idle locks (testing, low memory); returns how many were asked for.
     pub(crate) fn purge(&self) -> usize {
-        todo!()
+        self.shell.purge()
     }
+
     /// Counters.
     pub(crate) fn status(&self) -> LockStatus {
-        todo!()
+        self.shell.status()
+    }
+
+    /// One line for each lock, for diagnostics.
+    pub(crate) fn dump(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        self.shell.table.for_each(|lock| {
+            let machine = lock.machine.lock();
+            let (request, queued, working, waiters) = machine.load();
+            let request = request.map_or("none".into(), |m| m.to_string());
+            let held = machine.held();
+            lines.push(format!(
+                "{lock:?} held={held} request={request} queued={queued} working={working} waiters={waiters}"
+            ));
+        });
+        lines.sort_unstable();
+        lines
+    }
+}
+
+impl<P: Protected> Drop for LockClient<P> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl<P: Protected> Shell<P> {
+    /// Takes one started invalidation and does it, or hands it to the commit thread. `None`: closed.
+    pub(super) fn work_step(&self) -> Option<()> {
+        for job in self.work.take(1)? {
+            let dirty = job.lock.dirty_seq();
+            if job.from.writes() && !job.committed && dirty != 0 && dirty >= self.revoke.open_seq() {
+                self.commits.push(job);
+                continue;
+            }
+            self.drop_and_finish(job);
+        }
+        Some(())
+    }
+
+    /// Takes all invalidations that need a commit; the first one's serves the others too. `None`: closed.
+    pub(super) fn commit_step(&self) -> Option<()> {
+        for mut job in self.commits.take(usize::MAX)? {
+            self.revoke.commit_if_dirty(&job.lock);
+            job.committed = true;
+            if job.to == Mode::Null {
+                // Dropping is left to the workers: the next commit need not wait for it.
+                self.work.push(job);
+            } else {
+                self.job_done(job);
+            }
+        }
+        Some(())
+    }
+
+    fn drop_and_finish(&self, job: Job<P>) {
+        if !job.to.reads() {
+            self.revoke.drop_caches(&job.lock, job.to);
+        }
+        self.job_done(job);
     }
 }

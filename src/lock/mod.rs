@@ -17,12 +17,22 @@
 //! the lock, and what must happen when a mode is reduced is asked of [`Revoke`].
 
 mod client;
+mod guard;
+mod held;
+mod machine;
 mod mode;
 mod name;
+mod recover;
 mod server;
+mod shell;
+mod shrink;
+mod table;
 pub(crate) mod wire;
+mod word;
+mod work;
 
-pub(crate) use client::{Lock, LockClient, LockClientConfig, LockGuard, LockStatus};
+pub(crate) use client::{LockClient, LockClientConfig, LockStatus};
+pub(crate) use guard::{Lock, LockGuard};
 pub(crate) use mode::Mode;
 pub(crate) use name::{LOCK_GROUP, LockName};
 pub(crate) use server::{LockOut, LockServer, Recovered};

@@ -5,6 +5,7 @@
 //! families, and two names are either equal or have disjoint ranges (property S-14 by construction).
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 use crate::format::{Ino, Key, KeyRange, Seq};
 
@@ -42,7 +43,7 @@ enum Family {
 /// The name of one lock: a family and, where the family is cut into groups, the number of the group.
 ///
 /// The order of names is the order of their start keys.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct LockName {
     family: Family,
     group: u64,
@@ -157,6 +158,12 @@ impl LockName {
 
 const fn whole_zone_end(zone: u8) -> Key {
     Key::new(zone, u64::MAX, u8::MAX, u64::MAX, u64::MAX, u8::MAX)
+}
+
+impl Hash for LockName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.mixed());
+    }
 }
 
 impl fmt::Display for LockName {

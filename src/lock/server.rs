@@ -1,6 +1,39 @@
-//! stub
-use super::*;
+//! The server's side of the lock protocol: who holds what, who waits, who was asked to give up (`spec/04 §8, §9`).
+//!
+//! Problem: many nodes ask for modes of many locks; what is granted at the same time must be compatible, nobody may
+//! starve, and all of it must be rebuilt from what the nodes report when another node becomes the server.
+//!
+//! Idea: three short lists of client entries for each lock (granted, requested, invalidated), one function
+//! ([`LockServer::process`]) that runs after every change of a lock, and an index from each client to the locks that
+//! mention it, so that a departure costs what the client holds and not what the volume holds. No I/O: inputs are
+//! messages, outputs are [`LockOut`] values in the order in which they must be queued.
+//!
+//! 1. A client has at most one entry in granted ∪ invalidated and at most one in requested of a lock.
+//! 2. Nothing is granted while an invalidation of the lock is unanswered or a client is in lock recovery (S-9).
+//! 3. What is granted together is compatible, except for phantoms that recovery brought (`spec/04 §9.3`).
+//! 4. Requests are served in order; shared modes may pass a waiting head at most `read_batch` times (L-3).
+//! 5. The index of a client names exactly the locks that mention it.
+//!
+//! What it does not do: it keeps nothing on disk, has no timer, and does not decide who is in recovery.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use hashbrown::{HashMap, HashSet};
+use smallvec::SmallVec;
+
+use super::table::MixBuild;
+use super::wire::{Checked, RECOVER_MAX, check, net_lock};
+use super::{LockName, Mode};
+use crate::error::{Errno, Result, fail};
 use crate::format::Key;
+use crate::format::layout::NetLock;
+
+/// How often requests for shared modes may pass one waiting head.
+const READ_BATCH: u32 = 8;
+/// Most locks that one client may hold or ask for; far above the greatest idle count of any client.
+const CLIENT_LOCKS_MAX: usize = 1 << 20;
+/// A reported write_seq may be at most this far ahead of the counter.
+const WRITE_SEQ_AHEAD: u64 = 1 << 48;
 
 /// What the server has to send because of an input.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,17 +54,137 @@ pub(crate) struct Recovered {
     pub(crate) max_write_seq: u64,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Granted {
+    rid: u64,
+    mode: Mode,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    rid: u64,
+    id: u64,
+    mode: Mode,
+    /// How many later requests were granted before this one while it was the head.
+    passed: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Invalidated {
+    rid: u64,
+    mode: Mode,
+    target: Mode,
+    /// Message id of the invalidation, once it is queued.
+    id: Option<u64>,
+}
+
+#[derive(Default, Debug)]
+struct ServerLock {
+    granted: SmallVec<[Granted; 2]>,
+    requested: VecDeque<Request>,
+    invalidated: SmallVec<[Invalidated; 1]>,
+}
+
+impl ServerLock {
+    fn is_empty(&self) -> bool {
+        self.granted.is_empty() && self.requested.is_empty() && self.invalidated.is_empty()
+    }
+
+    fn has_grant(&self, rid: u64) -> bool {
+        self.granted.iter().any(|g| g.rid == rid) || self.invalidated.iter().any(|i| i.rid == rid)
+    }
+
+    fn has_request(&self, rid: u64) -> bool {
+        self.requested.iter().any(|q| q.rid == rid)
+    }
+
+    fn conflicts(&self, q: &Request) -> bool {
+        self.granted.iter().any(|g| !g.mode.compatible(q.mode, g.rid == q.rid))
+    }
+
+    /// A later request for a shared mode that nothing granted forbids, if the head may be passed once more.
+    fn passing(&self, read_batch: u32) -> Option<usize> {
+        let head = self.requested.front()?;
+        if head.passed >= read_batch {
+            return None;
+        }
+        let shared = |m: Mode| matches!(m, Mode::Read | Mode::WriteOnly);
+        (1..self.requested.len()).find(|&i| shared(self.requested[i].mode) && !self.conflicts(&self.requested[i]))
+    }
+
+    /// Grants request number `i`; the client's old entry is replaced.
+    fn grant(&mut self, name: LockName, i: usize, next_seq: &mut dyn FnMut() -> u64) -> LockOut {
+        let q = self.requested.remove(i).expect("the index was just found");
+        let old = match self.granted.iter().position(|g| g.rid == q.rid) {
+            Some(at) => self.granted.remove(at).mode,
+            None => Mode::Null,
+        };
+        let write_seq = if q.mode.writes() { next_seq() } else { 0 };
+        if q.mode != Mode::Null {
+            self.granted.push(Granted { rid: q.rid, mode: q.mode });
+        }
+        LockOut::Grant { rid: q.rid, id: q.id, lock: net_lock(name, old, q.mode, write_seq) }
+    }
+
+    /// Asks everybody whose mode conflicts with the head to go down.
+    fn invalidate_for_head(&mut self, name: LockName, out: &mut Vec<LockOut>) {
+        let head = *self.requested.front().expect("only called with a waiting head");
+        let mut i = 0;
+        while i < self.granted.len() {
+            let g = self.granted[i];
+            if g.mode.compatible(head.mode, g.rid == head.rid) {
+                i += 1;
+                continue;
+            }
+            let target = g.mode.invalidation_target(head.mode);
+            self.granted.remove(i);
+            self.invalidated.push(Invalidated { rid: g.rid, mode: g.mode, target, id: None });
+            out.push(LockOut::Invalidate { rid: g.rid, lock: net_lock(name, g.mode, target, 0) });
+        }
+    }
+}
+
+/// What the server knows of one client.
+#[derive(Default, Debug)]
+struct Client {
+    locks: HashSet<LockName, MixBuild>,
+    /// Invalidations that were queued to it and not answered, by message id.
+    asked: HashMap<u64, LockName>,
+    /// During its recovery: the least key that the next report may start with.
+    cursor: Option<Key>,
+}
+
 /// Lock state of the elected server.
-pub(crate) struct LockServer {}
+pub(crate) struct LockServer {
+    locks: HashMap<LockName, ServerLock, MixBuild>,
+    clients: HashMap<u64, Client>,
+    recovery_pending: bool,
+    /// Locks that got requests while recovery was pending.
+    deferred: BTreeSet<LockName>,
+    read_batch: u32,
+}
 
 impl LockServer {
     /// An empty server; nothing is granted while `recovery_pending`.
     pub(crate) fn new(recovery_pending: bool) -> LockServer {
-        let _ = recovery_pending;
-        todo!()
+        LockServer {
+            locks: HashMap::default(),
+            clients: HashMap::new(),
+            recovery_pending,
+            deferred: BTreeSet::new(),
+            read_batch: READ_BATCH,
+        }
     }
+
+    /// Strict order of requests, as the original serves them.
+    #[cfg(test)]
+    pub(crate) fn without_batching(mut self) -> LockServer {
+        self.read_batch = 0;
+        self
+    }
+
     /// A LOCK request (M1). `next_seq` gives a fresh value of the volume's sequence counter. An error means: close the
-    /// connection.
+    /// connection; nothing was changed.
     pub(crate) fn request(
         &mut self,
         rid: u64,
@@ -40,15 +193,33 @@ impl LockServer {
         next_seq: &mut dyn FnMut() -> u64,
         out: &mut Vec<LockOut>,
     ) -> Result<()> {
-        let _ = (rid, id, lock, next_seq, out);
-        todo!()
+        let Checked { name, new, .. } = check(lock)?;
+        let client = self.clients.entry(rid).or_default();
+        if client.locks.len() >= CLIENT_LOCKS_MAX && !client.locks.contains(&name) {
+            return fail(Errno::ENOBUFS);
+        }
+        let entry = self.locks.entry(name).or_default();
+        if entry.has_request(rid) {
+            return fail(Errno::EINVAL);
+        }
+        client.locks.insert(name);
+        entry.requested.push_back(Request { rid, id, mode: new, passed: 0 });
+        self.process(name, next_seq, out);
+        Ok(())
     }
+
     /// The invalidation of `lock` was queued to `rid` as message `id`.
     pub(crate) fn invalidate_sent(&mut self, rid: u64, lock: &NetLock, id: u64) {
-        let _ = (rid, lock, id);
-        todo!()
+        let Some(name) = LockName::from_key(&lock.key.to_key()) else { return };
+        let Some(entry) = self.locks.get_mut(&name) else { return };
+        if let Some(inv) = entry.invalidated.iter_mut().find(|i| i.rid == rid) {
+            inv.id = Some(id);
+            self.clients.entry(rid).or_default().asked.insert(id, name);
+        }
     }
-    /// A LOCK response (M4). Responses whose id is not outstanding are ignored. An error means: close the connection.
+
+    /// A LOCK response (M4). A response whose id is not outstanding, or is but names another lock or mode than was asked
+    /// about, is left over from another server and ignored (`spec/04` W-5). An error means: close the connection.
     pub(crate) fn response(
         &mut self,
         rid: u64,
@@ -57,27 +228,158 @@ impl LockServer {
         next_seq: &mut dyn FnMut() -> u64,
         out: &mut Vec<LockOut>,
     ) -> Result<()> {
-        let _ = (rid, id, lock, next_seq, out);
-        todo!()
+        let Checked { name, old, new, .. } = check(lock)?;
+        let Some(client) = self.clients.get_mut(&rid) else { return Ok(()) };
+        if client.asked.get(&id) != Some(&name) {
+            return Ok(());
+        }
+        let Some(entry) = self.locks.get_mut(&name) else { return Ok(()) };
+        let Some(at) = entry.invalidated.iter().position(|i| i.rid == rid && i.id == Some(id)) else { return Ok(()) };
+        let inv = entry.invalidated[at];
+        if old != inv.mode {
+            return Ok(());
+        }
+        if inv.target.lowered_to(new) != new {
+            return fail(Errno::EINVAL);
+        }
+        client.asked.remove(&id);
+        entry.invalidated.remove(at);
+        if new != Mode::Null {
+            entry.granted.push(Granted { rid, mode: new });
+        } else if !entry.has_request(rid) {
+            client.locks.remove(&name);
+        }
+        self.process(name, next_seq, out);
+        Ok(())
     }
+
     /// A LOCK_RECOVER response (M6) of a client that is pending; `seq_now` is the present value of the sequence counter.
+    ///
+    /// Null entries are not recorded (W-11). An error means: close the connection; nothing was recorded.
     pub(crate) fn recovered(&mut self, rid: u64, locks: &[NetLock], seq_now: u64) -> Result<Recovered> {
-        let _ = (rid, locks, seq_now);
-        todo!()
+        if !self.recovery_pending || locks.len() > RECOVER_MAX {
+            return fail(Errno::EINVAL);
+        }
+        let client = self.clients.entry(rid).or_default();
+        let mut least = client.cursor.unwrap_or(Key::ZEROS);
+        let mut max_write_seq = 0;
+        let mut entries: SmallVec<[Checked; RECOVER_MAX]> = SmallVec::new();
+        for l in locks {
+            let c = check(l)?;
+            let start = c.name.start();
+            if self.locks.get(&c.name).is_some_and(|e| e.has_grant(rid)) || entries.iter().any(|e| e.name == c.name) {
+                return fail(Errno::EEXIST);
+            }
+            if start < least || c.write_seq > seq_now.saturating_add(WRITE_SEQ_AHEAD) {
+                return fail(Errno::EINVAL);
+            }
+            least = start.next();
+            max_write_seq = max_write_seq.max(c.write_seq);
+            entries.push(c);
+        }
+        if entries.is_empty() {
+            client.cursor = None;
+            return Ok(Recovered { next: None, max_write_seq });
+        }
+        if client.locks.len() + entries.len() > CLIENT_LOCKS_MAX {
+            return fail(Errno::ENOBUFS);
+        }
+        client.cursor = Some(least);
+        for c in entries.iter().filter(|c| c.new != Mode::Null) {
+            client.locks.insert(c.name);
+            self.locks.entry(c.name).or_default().granted.push(Granted { rid, mode: c.new });
+        }
+        Ok(Recovered { next: Some(least), max_write_seq })
     }
-    /// Is any client still in lock recovery? Setting false processes all waiting requests.
+
+    /// Is any client still in lock recovery? Setting false processes all waiting requests, in key order.
     pub(crate) fn set_recovery_pending(
         &mut self,
         pending: bool,
         next_seq: &mut dyn FnMut() -> u64,
         out: &mut Vec<LockOut>,
     ) {
-        let _ = (pending, next_seq, out);
-        todo!()
+        self.recovery_pending = pending;
+        if !pending {
+            for name in std::mem::take(&mut self.deferred) {
+                self.process(name, next_seq, out);
+            }
+        }
     }
+
     /// Forgets everything of a client that is gone; safe to repeat.
     pub(crate) fn reclaim(&mut self, rid: u64, next_seq: &mut dyn FnMut() -> u64, out: &mut Vec<LockOut>) {
-        let _ = (rid, next_seq, out);
-        todo!()
+        let Some(client) = self.clients.remove(&rid) else { return };
+        let mut names: Vec<LockName> = client.locks.into_iter().collect();
+        names.sort_unstable();
+        for name in names {
+            let Some(entry) = self.locks.get_mut(&name) else { continue };
+            entry.granted.retain(|g| g.rid != rid);
+            entry.requested.retain(|q| q.rid != rid);
+            entry.invalidated.retain(|i| i.rid != rid);
+            self.process(name, next_seq, out);
+        }
+    }
+
+    /// Grants and invalidates what the state of one lock now allows and demands; frees it when nobody mentions it.
+    fn process(&mut self, name: LockName, next_seq: &mut dyn FnMut() -> u64, out: &mut Vec<LockOut>) {
+        let Some(lock) = self.locks.get_mut(&name) else { return };
+        if self.recovery_pending {
+            self.deferred.insert(name);
+            return;
+        }
+        while lock.invalidated.is_empty() && !lock.requested.is_empty() {
+            let at = if !lock.conflicts(&lock.requested[0]) {
+                0
+            } else if let Some(i) = lock.passing(self.read_batch) {
+                lock.requested[0].passed += 1;
+                i
+            } else {
+                lock.invalidate_for_head(name, out);
+                return;
+            };
+            let q = lock.requested[at];
+            out.push(lock.grant(name, at, next_seq));
+            if q.mode == Mode::Null {
+                if let Some(c) = self.clients.get_mut(&q.rid) {
+                    c.locks.remove(&name);
+                }
+            }
+        }
+        if lock.is_empty() {
+            self.locks.remove(&name);
+        }
+    }
+
+    /// One line for each lock, in key order, for diagnostics.
+    pub(crate) fn dump(&self) -> Vec<String> {
+        let mut names: Vec<&LockName> = self.locks.keys().collect();
+        names.sort_unstable();
+        let join = |it: &mut dyn Iterator<Item = (u64, Mode)>| {
+            it.map(|(rid, mode)| format!("{rid}:{mode}")).collect::<Vec<_>>().join(",")
+        };
+        let line = |name: &LockName| {
+            let l = &self.locks[name];
+            format!(
+                "lock={name} granted={} requested={} invalidated={}",
+                join(&mut l.granted.iter().map(|g| (g.rid, g.mode))),
+                join(&mut l.requested.iter().map(|q| (q.rid, q.mode))),
+                join(&mut l.invalidated.iter().map(|i| (i.rid, i.mode))),
+            )
+        };
+        names.into_iter().map(line).collect()
+    }
+
+    /// The mode recorded for a client, granted or being invalidated.
+    #[cfg(test)]
+    pub(crate) fn mode_of(&self, rid: u64, name: LockName) -> Mode {
+        let Some(l) = self.locks.get(&name) else { return Mode::Null };
+        let granted = l.granted.iter().find(|g| g.rid == rid).map(|g| g.mode);
+        granted.or_else(|| l.invalidated.iter().find(|i| i.rid == rid).map(|i| i.mode)).unwrap_or_default()
+    }
+
+    /// Locks in memory.
+    pub(crate) fn len(&self) -> usize {
+        self.locks.len()
     }
 }
