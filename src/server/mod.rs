@@ -8,8 +8,12 @@
 //! answered at once, everything else is applied to the dirty trees, written as one commit and answered together. A lone
 //! request is committed without waiting for company, and many share one commit (`spec/05 §5`).
 
+mod commit;
 mod fence;
 mod omap;
+mod records;
 mod recovery;
+mod shadow;
+mod trees;
 
 pub use fence::{ConfirmFencing, FenceReason, Fencer, RefuseFencing};
