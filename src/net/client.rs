@@ -1,11 +1,57 @@
-//! A mount's connection to the current server.
+//! A mount's connection to the current server (`spec/05 §4.4`).
+//!
+//! **Problem.** The mount sends requests without knowing whether a server exists at the moment, which one it is, or
+//! whether the socket is about to break; every request must be answered in the end.
+//!
+//! **Idea.** One thread looks for the leader, connects, greets and then reads, until the socket ends; then it starts
+//! again. Requests are queued in the [`Link`] by the threads that make them and written by these, so that a request over
+//! a healthy socket costs no hand-over between threads on the way out.
+//!
+//! Threads: `scoutfs-net` (connects and reads; blocks on the network and in the two device look-ups it is given) and, when
+//! the socket does not take everything at once, `scoutfs-net-tx`.
+//!
+//! Invariants:
+//!
+//! 1. Nothing but the greeting is sent or accepted before the greeting has been answered well.
+//! 2. [`ClientHandler::new_server`] comes before any message of that server, and an answer to a request of an earlier
+//!    server is never sent.
+//! 3. Every request completes exactly once; forcing the connection down completes all of them.
+//! 4. A socket that brought nothing is followed by a pause that grows up to a second (`spec/05` S5).
+//! 5. Before each reconnect of a leaving mount, and after repeated refusals of any, the mounted client item is looked
+//!    up: without it there is nothing to come back to (`spec/05 §4.7`, S4).
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
-use super::command::Command;
-use super::transport::Transport;
-use crate::error::{Error, Result};
-use crate::sync::Arc;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::codec::{Frame, FrameReader, Refusal};
+use super::command::{Command, WrongLength};
+use super::link::{Link, LinkState, read_frames, write_all};
+use super::session::{Session, Verdict};
+use super::transport::{Stream, Transport};
+use crate::error::{Errno, Error, Result, fail};
+use crate::format::layout::NetGreeting;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, thread};
+
+/// How long one connection attempt may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// First pause after an attempt that led to nothing.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// Longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Fruitless greeted sockets in a row after which the mounted client item is looked up.
+const REFUSALS_BEFORE_LOOKUP: u32 = 3;
+
+/// Greeting flag: the client has begun to leave.
+pub(super) const GREETING_FAREWELL: u64 = 1;
+
+/// Greeting flag: the client is a quorum member.
+pub(super) const GREETING_QUORUM: u64 = 2;
 
 /// What a mount does with the messages of the server. All methods run on the receive thread (or, over the in-process
 /// transport, on a thread of the server), in the order in which the messages arrived, and must not block: they queue
@@ -25,21 +71,6 @@ pub(crate) trait ClientHandler: Send + Sync {
     /// The volume has given this mount up (its mounted client item is gone although it has not said farewell): every
     /// pending request has been failed and no further one will be sent. The mount must stop writing.
     fn evicted(&self, error: Error);
-}
-
-/// The way to answer one request of the server.
-pub(crate) struct Reply {}
-
-impl Reply {
-    /// Sends the answer, unless the server has changed since the request arrived.
-    pub(crate) fn send(self, _result: Result<Vec<u8>>) {
-        todo!()
-    }
-
-    /// Term of the server that asked.
-    pub(crate) fn term(&self) -> u64 {
-        todo!()
-    }
 }
 
 /// What a connection is made of.
@@ -80,13 +111,148 @@ pub(crate) struct ConnStatus {
 /// What completes a request that nobody waits for.
 pub(crate) type Done = Box<dyn FnOnce(Result<Vec<u8>>) + Send>;
 
+/// A thread that waits for an answer.
+struct Waiter {
+    result: Mutex<Option<Result<Vec<u8>>>>,
+    done: AtomicBool,
+    thread: thread::Thread,
+}
+
+impl Waiter {
+    fn new() -> Arc<Waiter> {
+        Arc::new(Waiter { result: Mutex::new(None), done: AtomicBool::new(false), thread: thread::current() })
+    }
+
+    fn complete(&self, result: Result<Vec<u8>>) {
+        let mut slot = self.result.lock();
+        if slot.is_some() || self.done.load(Ordering::Acquire) {
+            return;
+        }
+        *slot = Some(result);
+        self.done.store(true, Ordering::Release);
+        drop(slot);
+        self.thread.unpark();
+    }
+
+    fn wait(&self) -> Result<Vec<u8>> {
+        while !self.done.load(Ordering::Acquire) {
+            thread::park();
+        }
+        self.result.lock().take().expect("a completed waiter has a result, taken once")
+    }
+}
+
+/// Who wants the answer of a request.
+enum Completion {
+    Waiter(Arc<Waiter>),
+    Call(Done),
+    /// The handler, in order with other lock messages.
+    Lock,
+}
+
+impl Completion {
+    fn fail(self, errno: Errno) {
+        match self {
+            Completion::Waiter(waiter) => waiter.complete(Err(errno.into())),
+            Completion::Call(done) => done(Err(errno.into())),
+            // The lock room fails its waiters by itself when the mount is forced down.
+            Completion::Lock => {}
+        }
+    }
+}
+
+/// What the connection keeps beside the session.
+#[derive(Default)]
+struct Own {
+    /// Term of the last server that accepted the greeting.
+    term: u64,
+    greetings: u64,
+    last_error: Option<Error>,
+    /// The socket of the running attempt, greeted or not.
+    stream: Option<Arc<dyn Stream>>,
+    /// A first greeting is on its way or was sent and never answered: a server may have recorded this mount.
+    maybe_recorded: bool,
+    /// The first greeting is on its way.
+    greeting_in_flight: bool,
+    /// The farewell that has been sent.
+    farewell: Option<Arc<Waiter>>,
+    /// No further connection is wanted.
+    left: bool,
+    /// Forced down.
+    down: bool,
+    /// Skip the pause.
+    woken: bool,
+}
+
+type State = LinkState<Completion, Own>;
+
+struct Inner {
+    rid: u64,
+    fsid: u64,
+    fmt_vers: u64,
+    quorum_member: bool,
+    transport: Arc<dyn Transport>,
+    handler: Arc<dyn ClientHandler>,
+    link: Arc<Link<Completion, Own>>,
+    /// The connecting thread should look at the state.
+    changed: Condvar,
+}
+
+/// The way to answer one request of the server.
+pub(crate) struct Reply {
+    inner: Arc<Inner>,
+    term: u64,
+    cmd: Command,
+    id: u64,
+}
+
+impl Reply {
+    /// Sends the answer, unless the server has changed since the request arrived.
+    pub(crate) fn send(self, result: Result<Vec<u8>>) {
+        self.inner.respond(self.term, self.cmd, self.id, result.as_deref());
+    }
+
+    /// Term of the server that asked.
+    pub(crate) fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// The request's id, for [`ClientConn::respond`].
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+}
+
 /// One mount's connection to whichever server leads.
-pub(crate) struct ClientConn {}
+pub(crate) struct ClientConn {
+    inner: Arc<Inner>,
+    thread: Mutex<Option<thread::JoinHandle<()>>>,
+}
 
 impl ClientConn {
     /// Starts connecting in the background.
-    pub(crate) fn start(_config: ClientConnConfig) -> Result<Arc<ClientConn>> {
-        todo!()
+    pub(crate) fn start(config: ClientConnConfig) -> Result<Arc<ClientConn>> {
+        let inner = Arc::new(Inner {
+            rid: config.rid,
+            fsid: config.fsid,
+            fmt_vers: config.fmt_vers,
+            quorum_member: config.quorum_member,
+            transport: config.transport,
+            handler: config.handler,
+            link: Link::new(Session::new(1), Own::default(), "scoutfs-net-tx"),
+            changed: Condvar::new(),
+        });
+        let dialer = Dialer {
+            inner: inner.clone(),
+            find_server: config.find_server,
+            is_still_mounted: config.is_still_mounted,
+            refusals: 0,
+        };
+        let thread = thread::Builder::new()
+            .name("scoutfs-net".into())
+            .spawn(move || dialer.run())
+            .map_err(|e| Error::Unsupported(format!("no thread for the network: {e}")))?;
+        Ok(Arc::new(ClientConn { inner, thread: Mutex::new(Some(thread)) }))
     }
 
     /// Sends a request and waits for its answer, as long as it takes. A successful answer has the right length
@@ -94,43 +260,392 @@ impl ClientConn {
     ///
     /// Errors: what the server answered; `ENOLINK` ([`Error::Shutdown`]) when the connection had already been forced
     /// down, `ECONNABORTED` when it was forced down meanwhile.
-    pub(crate) fn request(&self, _cmd: Command, _payload: &[u8]) -> Result<Vec<u8>> {
-        todo!()
+    pub(crate) fn request(&self, cmd: Command, payload: &[u8]) -> Result<Vec<u8>> {
+        let waiter = Waiter::new();
+        self.inner.queue(cmd, payload, Completion::Waiter(waiter.clone())).map_err(|(error, _)| error)?;
+        waiter.wait()
     }
 
     /// Sends a request; `done` is called once, on the receive thread, and must not block.
-    pub(crate) fn request_with(&self, _cmd: Command, _payload: &[u8], _done: Done) {
-        todo!()
+    pub(crate) fn request_with(&self, cmd: Command, payload: &[u8], done: Done) {
+        if let Err((error, Completion::Call(done))) = self.inner.queue(cmd, payload, Completion::Call(done)) {
+            done(Err(error));
+        }
     }
 
     /// Sends a LOCK request (48 bytes); its answer goes to [`ClientHandler::lock_response`].
-    pub(crate) fn lock_request(&self, _payload: &[u8]) -> Result<()> {
-        todo!()
+    pub(crate) fn lock_request(&self, payload: &[u8]) -> Result<()> {
+        self.inner.queue(Command::Lock, payload, Completion::Lock).map_err(|(error, _)| error)
+    }
+
+    /// Answers a request of the server of `term`; dropped if the server has changed. The same as [`Reply::send`], for
+    /// owners that keep only the numbers.
+    pub(crate) fn respond(&self, term: u64, cmd: Command, id: u64, result: Result<&[u8], &Error>) {
+        self.inner.respond(term, cmd, id, result);
     }
 
     /// Says farewell and waits until the server, or the mounted client item's absence, has confirmed it. Returns at once
-    /// when no server has ever accepted a greeting.
+    /// when no server can know of this mount.
     pub(crate) fn farewell(&self) -> Result<()> {
-        todo!()
+        let waiter = Waiter::new();
+        let mut state = self.inner.link.lock();
+        loop {
+            if state.own.down {
+                return Err(is_down());
+            }
+            if state.own.term != 0 || (state.own.maybe_recorded && !state.own.greeting_in_flight) {
+                break;
+            }
+            if !state.own.greeting_in_flight {
+                state.own.left = true;
+                self.inner.changed.notify_all();
+                return Ok(());
+            }
+            wait_link(&self.inner.changed, &mut state);
+        }
+        state.own.farewell = Some(waiter.clone());
+        state.session.request(Command::Farewell, &[], Completion::Waiter(waiter.clone()));
+        self.inner.link.pump(state);
+        let answer = waiter.wait();
+        self.inner.link.lock().own.left |= answer.is_ok();
+        answer.map(drop)
     }
 
     /// Looks for the server now instead of waiting out the pause between two attempts.
     pub(crate) fn wake(&self) {
-        todo!()
+        self.inner.link.lock().own.woken = true;
+        self.inner.changed.notify_all();
     }
 
     /// Current state.
     pub(crate) fn status(&self) -> ConnStatus {
-        todo!()
+        let state = self.inner.link.lock();
+        ConnStatus {
+            term: state.own.term,
+            connected: state.attached(),
+            last_error: state.own.last_error.clone(),
+            pending: state.session.pending(),
+            greetings: state.own.greetings,
+        }
     }
 
     /// Fails everything pending with `ECONNABORTED` and everything later with `ENOLINK`, sends nothing more.
     pub(crate) fn force_down(&self) {
-        todo!()
+        self.inner.force_down();
     }
 
     /// Like [`ClientConn::force_down`], then joins all threads. Called by drop too.
     pub(crate) fn close(&self) {
-        todo!()
+        self.inner.force_down();
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread.filter(|t| t.thread().id() != thread::current().id()) {
+            // A panic there has forced the connection down already.
+            let _ = thread.join();
+        }
     }
+}
+
+impl Drop for ClientConn {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn is_down() -> Error {
+    Error::Shutdown("the connection to the server was forced down".into())
+}
+
+fn wait_link(changed: &Condvar, state: &mut MutexGuard<'_, State>) {
+    changed.wait(state);
+}
+
+impl Inner {
+    fn queue(&self, cmd: Command, payload: &[u8], who: Completion) -> Result<(), (Error, Completion)> {
+        debug_assert!(cmd.served_by_server() && payload.len() == cmd.request_len(), "{cmd:?} {}", payload.len());
+        let mut state = self.link.lock();
+        if state.own.down {
+            return Err((is_down(), who));
+        }
+        state.session.request(cmd, payload, who);
+        self.link.pump(state);
+        Ok(())
+    }
+
+    fn respond(&self, term: u64, cmd: Command, id: u64, result: Result<&[u8], &Error>) {
+        let mut state = self.link.lock();
+        if state.own.down || state.own.term != term {
+            return;
+        }
+        state.session.respond(cmd, id, result);
+        self.link.pump(state);
+    }
+
+    fn force_down(&self) {
+        let pending = {
+            let mut state = self.link.lock();
+            state.own.down = true;
+            state.break_socket();
+            if let Some(stream) = state.own.stream.take() {
+                stream.shutdown();
+            }
+            self.changed.notify_all();
+            state.session.give_up()
+        };
+        for completion in pending {
+            completion.fail(Errno::ECONNABORTED);
+        }
+    }
+
+    fn greeting(&self, own: &Own) -> NetGreeting {
+        let farewell = if own.farewell.is_some() { GREETING_FAREWELL } else { 0 };
+        let quorum = if self.quorum_member { GREETING_QUORUM } else { 0 };
+        NetGreeting {
+            fsid: self.fsid.into(),
+            fmt_vers: self.fmt_vers.into(),
+            server_term: own.term.into(),
+            rid: self.rid.into(),
+            flags: (farewell | quorum).into(),
+        }
+    }
+
+    /// The term in a greeting response, after its checks.
+    fn check_greeting(&self, id: u64, frame: &Frame<'_>) -> Result<u64, Error> {
+        let head = &frame.head;
+        if head.cmd != Command::Greeting || !head.response || head.id != id {
+            return Err(Error::corrupt("greeting response", "another message came first"));
+        }
+        let payload = frame.result()?;
+        let Ok(greeting) = NetGreeting::read_from_bytes(&payload) else {
+            return Err(Error::corrupt("greeting response", format!("{} bytes", payload.len())));
+        };
+        if greeting.fsid.get() != self.fsid || greeting.fmt_vers.get() != self.fmt_vers {
+            return Err(Error::invalid(format!(
+                "the server serves volume {:016x} format {}, not {:016x} format {}",
+                greeting.fsid, greeting.fmt_vers, self.fsid, self.fmt_vers
+            )));
+        }
+        if greeting.server_term.get() == 0 {
+            return Err(Error::corrupt("greeting response", "term 0"));
+        }
+        Ok(greeting.server_term.get())
+    }
+
+    /// Handles one message of the greeted socket; true if it brought something new.
+    fn receive(self: &Arc<Self>, frame: &Frame<'_>) -> Result<bool, Refusal> {
+        let head = &frame.head;
+        let len = frame.payload.len();
+        if head.cmd == Command::Greeting {
+            return Err("a second greeting");
+        }
+        if head.response {
+            if head.cmd == Command::Lock && (head.error != 0 || !head.cmd.response_len_ok(len)) {
+                return Err("lock response with an error or a wrong length");
+            }
+        } else if !head.cmd.served_by_client() {
+            return Err("a request that clients do not serve");
+        } else if len != head.cmd.request_len() && head.cmd.on_wrong_length() == WrongLength::Break {
+            return Err("request with a wrong length");
+        }
+        let mut state = self.link.lock();
+        let term = state.own.term;
+        let verdict = state.session.receive(head);
+        drop(state);
+        match verdict {
+            Verdict::Ignore => return Ok(false),
+            Verdict::Response(who) => self.complete(who, frame),
+            Verdict::Request if len != head.cmd.request_len() => {
+                self.respond(term, head.cmd, head.id, Err(&Errno::EINVAL.into()));
+            }
+            Verdict::Request => {
+                let reply = Reply { inner: self.clone(), term, cmd: head.cmd, id: head.id };
+                self.handler.request(head.cmd, frame.payload.to_vec(), reply);
+            }
+        }
+        Ok(true)
+    }
+
+    fn complete(&self, who: Completion, frame: &Frame<'_>) {
+        let result = match frame.result() {
+            Ok(payload) if !frame.head.cmd.response_len_ok(payload.len()) => fail(Errno::EMSGSIZE),
+            other => other,
+        };
+        match who {
+            Completion::Waiter(waiter) => waiter.complete(result),
+            Completion::Call(done) => done(result),
+            Completion::Lock => {
+                if let Ok(payload) = result {
+                    self.handler.lock_response(payload);
+                }
+            }
+        }
+    }
+}
+
+/// Forces the connection down when the connecting thread ends, also by a panic: nobody must wait for it then.
+struct DownOnExit(Arc<Inner>);
+
+impl Drop for DownOnExit {
+    fn drop(&mut self) {
+        self.0.force_down();
+    }
+}
+
+/// The connecting and reading thread.
+struct Dialer {
+    inner: Arc<Inner>,
+    find_server: Box<dyn FnMut() -> Result<(SocketAddr, u64)> + Send>,
+    is_still_mounted: Box<dyn FnMut() -> Result<bool> + Send>,
+    /// Greeted sockets in a row that brought nothing.
+    refusals: u32,
+}
+
+impl Dialer {
+    fn run(mut self) {
+        let _down = DownOnExit(self.inner.clone());
+        let mut pause = Duration::ZERO;
+        while self.wait(pause) {
+            if !self.is_wanted() {
+                return;
+            }
+            let mut progress = false;
+            let result = self.attempt(&mut progress);
+            let mut state = self.inner.link.lock();
+            state.own.greeting_in_flight = false;
+            state.own.stream = None;
+            if let Err(error) = result {
+                tracing::debug!(rid = self.inner.rid, %error, "connection to the server ended");
+                state.own.last_error = Some(error);
+            }
+            self.inner.changed.notify_all();
+            drop(state);
+            pause = if progress { Duration::ZERO } else { longer(pause) };
+        }
+    }
+
+    /// Waits out the pause; false when no connection is wanted any more.
+    fn wait(&self, pause: Duration) -> bool {
+        let deadline = Instant::now() + pause;
+        let mut state = self.inner.link.lock();
+        loop {
+            if state.own.down || state.own.left {
+                return false;
+            }
+            if std::mem::take(&mut state.own.woken) || Instant::now() >= deadline {
+                return true;
+            }
+            self.inner.changed.wait_until(&mut state, deadline);
+        }
+    }
+
+    /// Looks at the mounted client item when there is reason to (invariant 5); false if there is nothing to come back to.
+    fn is_wanted(&mut self) -> bool {
+        let (leaving, known) = {
+            let own = &self.inner.link.lock().own;
+            (own.farewell.clone(), own.term != 0 || own.maybe_recorded)
+        };
+        if !known || (leaving.is_none() && self.refusals < REFUSALS_BEFORE_LOOKUP) {
+            return true;
+        }
+        // An error means that the item could not be looked up: the next attempt tries again.
+        if !matches!((self.is_still_mounted)(), Ok(false)) {
+            return true;
+        }
+        if let Some(waiter) = leaving {
+            waiter.complete(Ok(Vec::new()));
+        } else {
+            self.inner.force_down();
+            let error = Error::Shutdown("the volume has given this mount up: its mounted client item is gone".into());
+            self.inner.link.lock().own.last_error = Some(error.clone());
+            self.inner.handler.evicted(error);
+        }
+        false
+    }
+
+    /// Finds the server, connects and talks until the socket ends.
+    fn attempt(&mut self, progress: &mut bool) -> Result<()> {
+        let (addr, _) = (self.find_server)()?;
+        let stream = self.inner.transport.connect(addr, CONNECT_TIMEOUT)?;
+        {
+            let mut state = self.inner.link.lock();
+            if state.own.down || state.own.left {
+                stream.shutdown();
+                return Err(is_down());
+            }
+            state.own.stream = Some(stream.clone());
+            // From here on a farewell has to wait for the outcome of the greeting.
+            state.own.greeting_in_flight = true;
+        }
+        let result = self.converse(&stream, progress);
+        stream.shutdown();
+        result
+    }
+
+    fn converse(&mut self, stream: &Arc<dyn Stream>, progress: &mut bool) -> Result<()> {
+        let inner = self.inner.clone();
+        let mut reader = FrameReader::new();
+        let term = self.greet(&**stream, &mut reader)?;
+        self.refusals += 1;
+        let is_new = {
+            let mut state = inner.link.lock();
+            if state.own.down || state.own.left {
+                return Err(is_down());
+            }
+            let is_new = state.own.term != term;
+            if is_new {
+                state.session.new_server();
+                state.own.term = term;
+            }
+            state.own.greetings += 1;
+            state.own.greeting_in_flight = false;
+            state.own.maybe_recorded = true;
+            is_new
+        };
+        if is_new {
+            inner.handler.new_server(term);
+        }
+        let nr = inner.link.attach(stream.clone());
+        inner.changed.notify_all();
+        let result = read_frames(&**stream, &mut reader, |frame| {
+            if inner.receive(frame)? {
+                *progress = true;
+            }
+            Ok(true)
+        });
+        inner.link.detach(nr);
+        if *progress {
+            self.refusals = 0;
+        }
+        result
+    }
+
+    /// Sends the greeting and waits for a good answer: the server's term.
+    fn greet(&self, stream: &dyn Stream, reader: &mut FrameReader) -> Result<u64> {
+        let mut out = Vec::new();
+        let id = {
+            let mut state = self.inner.link.lock();
+            let greeting = self.inner.greeting(&state.own);
+            state.own.maybe_recorded = true;
+            state.session.greeting_request(&mut out, greeting.as_bytes())
+        };
+        write_all(stream, &out).map_err(|_| Errno::ENOTCONN)?;
+        let mut answer = fail(Errno::ENOTCONN);
+        let mut refused = false;
+        read_frames(stream, reader, |frame| {
+            answer = self.inner.check_greeting(id, frame);
+            refused = frame.head.cmd == Command::Greeting && frame.head.error != 0;
+            Ok(false)
+        })?;
+        if refused {
+            // An error response means that nothing was recorded because of this greeting.
+            let mut state = self.inner.link.lock();
+            state.own.maybe_recorded = state.own.term != 0;
+        }
+        answer
+    }
+}
+
+/// The next pause, with jitter so that the clients of a lost server do not come in step.
+fn longer(pause: Duration) -> Duration {
+    let next = (pause * 3 / 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+    next.mul_f64(rand::random_range(0.8..1.2))
 }

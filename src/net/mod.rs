@@ -21,10 +21,15 @@
 //! The room does not know what requests mean; it only checks the lengths of their payloads.
 
 mod client;
+mod codec;
 mod command;
+mod link;
 mod mem;
 mod server;
+mod session;
 mod tcp;
+#[cfg(test)]
+mod tests;
 mod transport;
 
 pub(crate) use client::{ClientConn, ClientConnConfig, ClientHandler, ConnStatus, Reply};

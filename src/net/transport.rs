@@ -5,7 +5,8 @@
 //!
 //! 1. Bytes of a stream arrive complete and in order, or the stream breaks; a broken stream delivers nothing more.
 //! 2. A dead peer is noticed within about the time that the transport was configured with (24 s by default).
-//! 3. After [`Stream::shutdown`], by either end, blocked and later reads return 0 bytes or an error, on both ends.
+//! 3. After [`Stream::shutdown`], by either end, reads return 0 bytes or an error on both ends, at once or after the
+//!    bytes that had been written before; blocked reads and writes wake up.
 //! 4. Datagrams may be lost, repeated and reordered, but not changed.
 
 use std::io;
