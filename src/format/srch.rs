@@ -246,8 +246,11 @@ pub fn height_for(blk: u64) -> u8 {
     let mut height = 1;
     let mut capacity = 1u64;
     while blk >= capacity {
-        capacity = capacity.saturating_mul(SRCH_PARENT_REFS);
         height += 1;
+        match capacity.checked_mul(SRCH_PARENT_REFS) {
+            Some(more) => capacity = more,
+            None => break,
+        }
     }
     height
 }
