@@ -24,6 +24,8 @@ pub(crate) mod list;
 pub(crate) mod meta;
 pub(crate) mod stock;
 pub(crate) mod zones;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use data::DataAlloc;
 pub(crate) use extents::Bounds;

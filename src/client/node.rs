@@ -94,7 +94,7 @@ impl Node {
         let revoker = Arc::new(Revoker { items: items.clone(), txn: txn.clone(), listeners: RwLock::new(Vec::new()) });
         let lock_config =
             LockClientConfig { idle_count: options.lock_idle_count as usize, ..LockClientConfig::default() };
-        let locks = LockClient::new(lock_config, outbox.clone(), revoker.clone());
+        let locks = LockClient::new(lock_config, outbox.clone(), revoker.clone())?;
         inbox.connect(locks.clone(), txn.clone());
         let link = connect(&inbox)?;
         outbox.connect(link.clone(), &inbox);
