@@ -12,14 +12,17 @@
 pub(crate) mod bloom;
 mod cache;
 mod change;
+mod dirty;
 pub(crate) mod forest;
 mod packed;
+mod roots;
 mod shard;
 pub(crate) mod totals;
 mod value;
 
 pub(crate) use cache::{Items, ItemsConfig, RootsSource};
 pub(crate) use change::{ChangeSet, InTransaction};
+pub(crate) use dirty::{DirtyBatch, DirtyItem};
 pub(crate) use shard::ItemShard;
 pub(crate) use value::Value;
 

@@ -20,8 +20,11 @@
 
 use std::collections::BTreeMap;
 
+use zerocopy::{FromBytes, IntoBytes};
+
 use super::packed::{Packed, RangeSet};
 use super::value::Value;
+use crate::format::layout::XattrTotlVal;
 use crate::format::{Key, KeyRange};
 use crate::lock::Protected;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -66,12 +69,11 @@ impl Entry {
 }
 
 /// What is known of a key without reading.
-#[derive(Debug)]
 pub(super) enum Known<'a> {
     /// The item, live.
     Live(&'a Entry),
-    /// Certain not to exist; the tombstone if one waits for the commit.
-    Absent(Option<&'a Entry>),
+    /// Certain not to exist.
+    Absent,
     /// The trees have to be asked.
     Unknown,
 }
@@ -118,10 +120,14 @@ impl Inner {
     pub(super) fn known(&self, key: &Packed) -> Known<'_> {
         match self.items.get(key) {
             Some(e) if e.live() => Known::Live(e),
-            Some(e) => Known::Absent(Some(e)),
-            None if self.known.find(key).is_some() => Known::Absent(None),
+            Some(_) => Known::Absent,
+            None if self.known.find(key).is_some() => Known::Absent,
             None => Known::Unknown,
         }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.items.is_empty() && self.known.len() == 0
     }
 
     /// Stores an entry that is part of the open transaction.
@@ -144,6 +150,50 @@ impl Inner {
         }
         self.bytes = (self.bytes as i64 + t.bytes) as u64;
         t
+    }
+
+    /// Creates or overwrites. Whether a deletion must be written later is inherited from what was there; if that is
+    /// unknown, it must.
+    pub(super) fn store(&mut self, key: Packed, value: Value, seq: u64) -> Tally {
+        match self.items.get_mut(&key) {
+            Some(e) => {
+                let (old, was_dirty) = (e.bytes() as i64, e.is(DIRTY));
+                *e = Entry { value, seq, flags: e.flags & PERSISTENT | DIRTY };
+                let new = e.bytes() as i64;
+                self.bytes = (self.bytes as i64 + new - old) as u64;
+                if was_dirty {
+                    return Tally { bytes: new - old, dirty_items: 0, dirty_bytes: new - old };
+                }
+                self.dirty.push(key);
+                Tally { bytes: new - old, dirty_items: 1, dirty_bytes: new }
+            }
+            None => {
+                let flags = if self.known.find(&key).is_some() { 0 } else { PERSISTENT };
+                self.put_dirty(key, value, seq, flags)
+            }
+        }
+    }
+
+    /// Deletes an item that exists.
+    pub(super) fn delete(&mut self, key: Packed, seq: u64) -> Tally {
+        match self.items.get(&key) {
+            Some(e) if e.is(PERSISTENT) => self.put_dirty(key, Value::EMPTY, seq, PERSISTENT | TOMBSTONE),
+            _ => self.forget(&key),
+        }
+    }
+
+    /// Adds a difference to the one that waits, if there is one; together they may come to nothing.
+    pub(super) fn add_delta(&mut self, key: Packed, delta: XattrTotlVal, seq: u64) -> Tally {
+        let mut sum = delta;
+        let waiting = self.items.get(&key).and_then(|e| XattrTotlVal::read_from_bytes(&e.value).ok());
+        if let Some(w) = waiting {
+            sum.total = w.total.get().wrapping_add(delta.total.get()).into();
+            sum.count = w.count.get().wrapping_add(delta.count.get()).into();
+        }
+        if sum.total.get() == 0 && sum.count.get() == 0 {
+            return self.forget(&key);
+        }
+        self.put_dirty(key, Value::new(sum.as_bytes()), seq, DELTA)
     }
 
     /// Removes an entry without a trace.
@@ -243,6 +293,12 @@ impl ShardCore {
         }
     }
 
+    /// Keeps eviction away. Taken before reading under the shard's lock and looked at by eviction under the same lock.
+    pub(super) fn pin(&self) -> Pin<'_> {
+        self.pins.fetch_add(1, Relaxed);
+        Pin(self)
+    }
+
     /// The commit that holds the dirty entries was answered: tombstones and differences leave, all others become
     /// clean and persistent. A shard in write-only use is emptied (invariant 5).
     pub(super) fn clean(&self, commit: u64) -> Tally {
@@ -283,6 +339,15 @@ impl ShardCore {
         inner.bytes = 0;
         inner.hand = None;
         t
+    }
+}
+
+/// What was read stays cached while this exists.
+pub(super) struct Pin<'a>(&'a ShardCore);
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        self.0.pins.fetch_sub(1, Relaxed);
     }
 }
 

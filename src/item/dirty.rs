@@ -1,0 +1,149 @@
+//! The dirty items of the open transaction: which shards have some, how much, and handing them to the commit in order.
+//!
+//! **Invariants.**
+//! 1. A shard is in the list exactly while its own list of dirty keys is not empty.
+//! 2. Between [`Items::freeze`] and [`Items::committed`] nothing becomes dirty: the transaction excludes holders. So every
+//!    try of a commit sees the same items.
+
+use super::packed::Packed;
+use super::shard::{DELTA, ShardCore, TOMBSTONE, Tally};
+use super::{Items, Value};
+use crate::format::Key;
+use crate::format::consts::ITEM_FLAG_DELETION;
+use crate::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use crate::sync::{Arc, Mutex};
+
+/// Items gathered before they are handed to the tree in one go.
+const CHUNK: usize = 8192;
+
+/// What all shards have dirty together.
+#[derive(Default)]
+pub(super) struct DirtyList {
+    items: AtomicI64,
+    bytes: AtomicI64,
+    /// Shards with the start of their locks.
+    shards: Mutex<Vec<(Packed, Arc<ShardCore>)>>,
+    /// Starts of locks whose bloom bits the next commit sets.
+    bloom: Mutex<Vec<Key>>,
+    /// Rises when a new log tree starts, or when the bloom block of this one was dropped.
+    bloom_epoch: AtomicU64,
+}
+
+impl DirtyList {
+    pub(super) fn items(&self) -> u64 {
+        self.items.load(Relaxed).max(0) as u64
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed).max(0) as u64
+    }
+
+    pub(super) fn count(&self, t: Tally) {
+        if t.dirty_items != 0 {
+            self.items.fetch_add(t.dirty_items, Relaxed);
+        }
+        if t.dirty_bytes != 0 {
+            self.bytes.fetch_add(t.dirty_bytes, Relaxed);
+        }
+    }
+
+    /// The shard got its first dirty item of this transaction.
+    pub(super) fn add_shard(&self, start: &Key, core: &Arc<ShardCore>) {
+        self.shards.lock().push((Packed::new(start), core.clone()));
+    }
+
+    /// Bits of locks are noted once an epoch; epoch 0 is "never".
+    pub(super) fn bloom_epoch(&self) -> u64 {
+        self.bloom_epoch.load(Relaxed) + 1
+    }
+
+    pub(super) fn add_bloom(&self, start: &Key) {
+        self.bloom.lock().push(*start);
+    }
+}
+
+/// A dirty item as the log tree gets it.
+#[derive(Debug)]
+pub(crate) struct DirtyItem {
+    /// Key.
+    pub(crate) key: Key,
+    /// Version.
+    pub(crate) seq: u64,
+    /// Deletion flag.
+    pub(crate) flags: u8,
+    /// Value.
+    pub(crate) value: Value,
+}
+
+/// All that the open transaction changed, frozen for its commit.
+pub(crate) struct DirtyBatch {
+    shards: Vec<(Packed, Arc<ShardCore>)>,
+    bloom: Vec<Key>,
+}
+
+impl DirtyBatch {
+    /// Starts of the locks whose bloom bits have to be set.
+    pub(crate) fn bloom_keys(&self) -> &[Key] {
+        &self.bloom
+    }
+
+    /// Calls `store` with all dirty items in key order, in chunks.
+    pub(crate) fn for_each_chunk<E>(&self, mut store: impl FnMut(&[DirtyItem]) -> Result<(), E>) -> Result<(), E> {
+        let mut chunk = Vec::new();
+        for (_, core) in &self.shards {
+            let inner = core.inner.read();
+            for key in inner.dirty_keys() {
+                let entry = &inner.items[&key];
+                debug_assert!(!entry.is(TOMBSTONE) || !entry.is(DELTA));
+                chunk.push(DirtyItem {
+                    key: key.key(),
+                    seq: entry.seq,
+                    flags: if entry.is(TOMBSTONE) { ITEM_FLAG_DELETION } else { 0 },
+                    value: entry.value.clone(),
+                });
+            }
+            drop(inner);
+            if chunk.len() >= CHUNK {
+                store(&chunk)?;
+                chunk.clear();
+            }
+        }
+        if chunk.is_empty() { Ok(()) } else { store(&chunk) }
+    }
+}
+
+impl Items {
+    /// What the commit has to write. Holders are excluded until [`Items::committed`].
+    pub(crate) fn freeze(&self) -> DirtyBatch {
+        let mut shards = self.dirty.shards.lock().clone();
+        shards.sort_unstable_by_key(|(start, _)| *start);
+        DirtyBatch { shards, bloom: self.dirty.bloom.lock().clone() }
+    }
+
+    /// The server answered the commit of `batch`: its items are clean. `forget_bloom`: the bits that were set so far do
+    /// not hold any more, because a new log tree starts or the bloom block was dropped.
+    pub(crate) fn committed(&self, batch: &DirtyBatch, forget_bloom: bool) {
+        // Before anything is cleaned and could be evicted, older roots become unusable (`spec/03 §8.3`).
+        let commit = self.roots.commit_answered();
+        self.dirty.shards.lock().clear();
+        self.dirty.bloom.lock().clear();
+        if forget_bloom {
+            self.forget_bloom();
+        }
+        let mut tally = Tally::default();
+        for (_, core) in &batch.shards {
+            tally.add(core.clean(commit));
+        }
+        self.account(tally);
+    }
+
+    /// No lock's bits are set in the bloom block of the log tree that is open now.
+    pub(crate) fn forget_bloom(&self) {
+        self.dirty.bloom_epoch.fetch_add(1, Relaxed);
+    }
+
+    /// Has the open transaction changed items?
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.dirty.shards.lock().is_empty()
+    }
+}
