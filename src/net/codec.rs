@@ -12,8 +12,9 @@ use std::mem::size_of;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::command::{Command, MAX_PAYLOAD};
-use crate::error::{Errno, Error};
+use crate::error::Error;
 use crate::format::layout::NetHeader;
+use crate::format::wire;
 
 /// Length of a frame's header.
 pub(crate) const HEADER: usize = size_of::<NetHeader>();
@@ -24,12 +25,8 @@ pub(crate) const MAX_FRAME: usize = HEADER + MAX_PAYLOAD;
 /// Bit of `flags`: the message is a response.
 const FLAG_RESPONSE: u8 = 1;
 
-/// The wire's error codes, by code (`spec/05 §4.8`).
-const ERRNOS: [Errno; 7] =
-    [Errno(0), Errno::ENOENT, Errno::ENOMEM, Errno::EIO, Errno::ENOSPC, Errno::EINVAL, Errno::ENOLINK];
-
-/// Code 5, which stands for every errno outside the table.
-const WIRE_EINVAL: u8 = 5;
+/// Error codes from here on break the connection (`spec/05 §4.8`).
+const ERROR_CODES: u8 = 7;
 
 /// A header after its checks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,30 +57,15 @@ pub(crate) struct Frame<'a> {
 impl Frame<'_> {
     /// The content of a response, or the error it carries.
     pub(crate) fn result(&self) -> Result<Vec<u8>, Error> {
-        match error_from_wire(self.head.error) {
-            None => Ok(self.payload.to_vec()),
-            Some(errno) => Err(Error::Posix(errno)),
+        match wire::error_from_wire(self.head.error)? {
+            Ok(()) => Ok(self.payload.to_vec()),
+            Err(errno) => Err(Error::Posix(errno)),
         }
     }
 }
 
 /// Why a peer's bytes are refused: the reason the socket is broken for.
 pub(crate) type Refusal = &'static str;
-
-/// The code under which an error travels.
-pub(crate) fn error_to_wire(error: &Error) -> u8 {
-    let errno = error.errno();
-    // Index 0 is "no error" and never equals an errno.
-    ERRNOS.iter().position(|e| *e == errno).map_or(WIRE_EINVAL, |code| code as u8)
-}
-
-/// The errno of a code; `None` for 0. Codes outside the table do not get here, but mean EINVAL.
-pub(crate) fn error_from_wire(code: u8) -> Option<Errno> {
-    match code {
-        0 => None,
-        code => Some(ERRNOS.get(usize::from(code)).copied().unwrap_or(Errno::EINVAL)),
-    }
-}
 
 /// Appends a frame.
 pub(crate) fn encode(out: &mut Vec<u8>, head: &Head, payload: &[u8]) {
@@ -101,35 +83,35 @@ pub(crate) fn encode(out: &mut Vec<u8>, head: &Head, payload: &[u8]) {
 }
 
 /// Checks a header and returns it with the length of the payload that follows.
-pub(crate) fn decode_head(wire: &NetHeader) -> Result<(Head, usize), Refusal> {
-    let len = usize::from(wire.data_len.get());
-    let Some(cmd) = Command::from_wire(wire.cmd) else { return Err("unknown command") };
-    let response = wire.flags & FLAG_RESPONSE != 0;
-    if wire.seq.get() == 0 {
+pub(crate) fn decode_head(header: &NetHeader) -> Result<(Head, usize), Refusal> {
+    let len = usize::from(header.data_len.get());
+    let Some(cmd) = Command::from_wire(header.cmd) else { return Err("unknown command") };
+    let response = header.flags & FLAG_RESPONSE != 0;
+    if header.seq.get() == 0 {
         return Err("sequence number 0");
     }
-    if wire.id.get() == 0 {
+    if header.id.get() == 0 {
         return Err("request number 0");
     }
-    if wire.flags & !FLAG_RESPONSE != 0 {
+    if header.flags & !FLAG_RESPONSE != 0 {
         return Err("unknown flags");
     }
-    if usize::from(wire.error) >= ERRNOS.len() {
+    if header.error >= ERROR_CODES {
         return Err("unknown error code");
     }
     if len > MAX_PAYLOAD {
         return Err("payload too long");
     }
-    if !response && wire.error != 0 {
+    if !response && header.error != 0 {
         return Err("request with an error code");
     }
     let head = Head {
-        seq: wire.seq.get(),
-        recv_seq: wire.recv_seq.get(),
-        id: wire.id.get(),
+        seq: header.seq.get(),
+        recv_seq: header.recv_seq.get(),
+        id: header.id.get(),
         cmd,
         response,
-        error: wire.error,
+        error: header.error,
     };
     Ok((head, len))
 }

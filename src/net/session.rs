@@ -27,6 +27,7 @@ use smallvec::SmallVec;
 use super::codec::{self, Head};
 use super::command::Command;
 use crate::error::Error;
+use crate::format::wire::error_to_wire;
 
 /// A payload: lock messages, by far the most, need no allocation of their own.
 type Payload = SmallVec<[u8; 64]>;
@@ -119,7 +120,7 @@ impl<W> Session<W> {
         let seq = self.take_seq();
         let (error, payload) = match result {
             Ok(payload) => (0, SmallVec::from_slice(payload)),
-            Err(error) => (codec::error_to_wire(error), SmallVec::new()),
+            Err(error) => (error_to_wire(error.errno()), SmallVec::new()),
         };
         self.farewell_queued |= cmd == Command::Farewell;
         self.responses.push_back(Response { seq, id, cmd, error, payload });
@@ -139,7 +140,7 @@ impl<W> Session<W> {
     pub(crate) fn greeting_response(&mut self, out: &mut Vec<u8>, id: u64, result: Result<&[u8], &Error>) {
         let (error, payload) = match result {
             Ok(payload) => (0, payload),
-            Err(error) => (codec::error_to_wire(error), &[][..]),
+            Err(error) => (error_to_wire(error.errno()), &[][..]),
         };
         let seq = self.take_seq();
         let head = Head { seq, recv_seq: self.recv_seq, id, cmd: Command::Greeting, response: true, error };

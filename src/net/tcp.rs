@@ -195,14 +195,14 @@ impl Datagrams for Udp {
 
     fn recv_from(&self, buf: &mut [u8], timeout: Duration) -> io::Result<Option<(usize, SocketAddr)>> {
         let deadline = Instant::now() + timeout;
+        let mut looked = false;
         loop {
-            if self.woken.swap(false, Ordering::AcqRel) {
-                return Ok(None);
-            }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            // What has arrived already counts even if the time is over.
+            if self.woken.swap(false, Ordering::AcqRel) || (left.is_zero() && looked) {
                 return Ok(None);
             }
+            looked = true;
             self.socket.set_read_timeout(Some(left.clamp(Duration::from_millis(1), LONGEST_WAIT)))?;
             match self.socket.recv_from(buf) {
                 // Our own empty datagram: see `wake`.

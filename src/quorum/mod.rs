@@ -11,17 +11,22 @@
 //! | `config` | the slots, votes needed, addresses |
 //! | `blocks` | quorum blocks: reading all, updating the own one |
 //! | `scan` | pure conclusions from the blocks: where is the server, whom to fence |
+//! | `message` | election datagrams |
 //! | `election` | the election as a state machine without clock, socket or thread |
 //! | `member` | the thread that drives it |
 //! | `farewell` | who may leave (`spec/05 §5.10`) |
 
 mod blocks;
 mod config;
+mod election;
 mod farewell;
 mod member;
+mod message;
 mod scan;
+#[cfg(test)]
+mod tests;
 
-pub(crate) use blocks::{QuorumDisk, SlotBlocks};
+pub(crate) use blocks::QuorumDisk;
 pub(crate) use config::{slot_addr, validate_config, votes_needed};
 pub(crate) use farewell::{MountedState, farewells_to_answer};
 pub(crate) use member::{MemberConfig, MemberStatus, QuorumMember, ServerControl, ServerStart, ServerState};

@@ -1,10 +1,14 @@
-//! What follows from the quorum blocks (`spec/05 §3.5`, `§3.6`).
+//! What follows from the quorum blocks (`spec/05 §3.5`, `§3.6`). Pure functions over blocks that were read before.
+//!
+//! Terms are only compared, never subtracted: any value may stand in a block. An event that was never written has term
+//! 0.
 
 use std::net::SocketAddr;
 
-use super::blocks::SlotBlocks;
-use crate::error::Result;
-use crate::format::layout::QuorumConfig;
+use super::blocks::{QuorumEvent, SlotBlocks, event};
+use super::config::{present_slots, slot_addr};
+use crate::error::{Errno, Result, fail};
+use crate::format::layout::{QuorumBlock, QuorumConfig};
 
 /// A leader that may still be writing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,24 +23,77 @@ pub(crate) struct Leader {
     pub(crate) addr: SocketAddr,
 }
 
+fn term(block: &QuorumBlock, what: QuorumEvent) -> u64 {
+    event(block, what).term.get()
+}
+
+/// The slot that claims to have the server, and the term it was elected in. Unreadable blocks are errors, or skipped.
+pub(crate) fn leader_slot(config: &QuorumConfig, blocks: &SlotBlocks, skip: bool) -> Result<Option<(usize, u64)>> {
+    let mut best: Option<(usize, u64)> = None;
+    for (slot, _) in present_slots(config) {
+        let block = match blocks.get(slot) {
+            Ok(block) => block,
+            Err(_) if skip => continue,
+            Err(error) => return Err(error),
+        };
+        let elect = term(block, QuorumEvent::Elect);
+        if elect > term(block, QuorumEvent::Stop) && best.is_none_or(|(_, t)| elect > t) {
+            best = Some((slot, elect));
+        }
+    }
+    Ok(best)
+}
+
 /// Address and term of the server. `ENOENT` when no slot claims to have one; EIO if the block of a present slot cannot be
 /// read.
-pub(crate) fn find_server(_config: &QuorumConfig, _blocks: &SlotBlocks) -> Result<(SocketAddr, u64)> {
-    todo!()
+pub(crate) fn find_server(config: &QuorumConfig, blocks: &SlotBlocks) -> Result<(SocketAddr, u64)> {
+    match leader_slot(config, blocks, false)? {
+        Some((slot, term)) => Ok((slot_addr(config, slot).ok_or(Errno::ENOENT)?, term)),
+        None => fail(Errno::ENOENT),
+    }
+}
+
+/// The leaders recorded in one slot's block that may not have stopped: the last one elected there, and the one before it
+/// whose ELECT event has been overwritten.
+pub(crate) fn running_leaders(slot: usize, addr: SocketAddr, block: &QuorumBlock) -> impl Iterator<Item = Leader> {
+    let (elect, fence) = (event(block, QuorumEvent::Elect), event(block, QuorumEvent::Fence));
+    let stop = term(block, QuorumEvent::Stop);
+    let last = (elect.term.get() > stop).then_some(elect);
+    let before = (stop < fence.term.get() && fence.term < elect.term).then_some(fence);
+    let leader =
+        move |e: &crate::format::layout::QuorumBlockEvent| Leader { slot, rid: e.rid.get(), term: e.term.get(), addr };
+    [last, before].into_iter().flatten().map(leader).collect::<Vec<_>>().into_iter()
+}
+
+/// The greatest term in which a leader has fenced all older ones.
+pub(crate) fn greatest_fence(config: &QuorumConfig, blocks: &SlotBlocks) -> Result<u64> {
+    let mut greatest = 0;
+    for (slot, _) in present_slots(config) {
+        greatest = term(blocks.get(slot)?, QuorumEvent::Fence).max(greatest);
+    }
+    Ok(greatest)
 }
 
 /// The leaders that a server elected in `term` must fence before it trusts the metadata, in slot order. The blocks must
 /// have been read after the own ELECT event was durable.
-pub(crate) fn leaders_to_fence(
-    _config: &QuorumConfig,
-    _blocks: &SlotBlocks,
-    _rid: u64,
-    _term: u64,
-) -> Result<Vec<Leader>> {
-    todo!()
+pub(crate) fn leaders_to_fence(config: &QuorumConfig, blocks: &SlotBlocks, rid: u64, term: u64) -> Result<Vec<Leader>> {
+    let fenced = greatest_fence(config, blocks)?;
+    let mut leaders = Vec::new();
+    for (slot, addr) in present_slots(config) {
+        let running = running_leaders(slot, addr, blocks.get(slot)?);
+        leaders.extend(running.filter(|l| l.term != 0 && l.term >= fenced && l.term <= term && l.rid != rid));
+    }
+    Ok(leaders)
 }
 
 /// The present slots that a mount uses, or has not left in order (BEGIN newer than END).
-pub(crate) fn slots_in_use(_config: &QuorumConfig, _blocks: &SlotBlocks) -> Result<Vec<usize>> {
-    todo!()
+pub(crate) fn slots_in_use(config: &QuorumConfig, blocks: &SlotBlocks) -> Result<Vec<usize>> {
+    let mut used = Vec::new();
+    for (slot, _) in present_slots(config) {
+        let block = blocks.get(slot)?;
+        if event(block, QuorumEvent::Begin).write_nr > event(block, QuorumEvent::End).write_nr {
+            used.push(slot);
+        }
+    }
+    Ok(used)
 }
