@@ -9,8 +9,8 @@ use zerocopy::little_endian::U64;
 use crate::block::{BLOCK_BYTES, Block, BlockKind, BlockStore, CowContent, DirtyContent};
 use crate::error::Result;
 use crate::format::Key;
-use crate::format::consts::BLOOM_HEAD_BYTES;
 use crate::format::bloom_bits;
+use crate::format::consts::BLOOM_HEAD_BYTES;
 use crate::format::layout::BlockRef;
 
 const HEADER_BYTES: usize = BLOOM_HEAD_BYTES - 8;

@@ -22,11 +22,11 @@ use super::packed::Packed;
 use crate::block::BlockStore;
 use crate::btree::{self, Reader};
 use crate::error::{Error, Result};
+use crate::format::bloom_bits;
 use crate::format::consts::{
     ITEM_FLAG_DELETION, LOG_MERGE_COMPLETE_REMAIN, LOG_TREES_FINALIZED, ZONE_FS, ZONE_INODE_INDEX,
     ZONE_LOG_MERGE_RANGE, ZONE_LOG_MERGE_REQUEST, ZONE_ORPHAN, ZONE_QUOTA, ZONE_XATTR_INDX, ZONE_XATTR_TOTL,
 };
-use crate::format::bloom_bits;
 use crate::format::layout::{BlockRef, BtreeRoot, LogTrees};
 use crate::format::{Key, KeyRange, check, keys};
 use crate::sync::{Arc, Mutex};

@@ -1,0 +1,161 @@
+//! Holding the open transaction, and what may be done under a hold.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+
+use super::Txn;
+use crate::alloc::DataAlloc;
+use crate::error::{Errno, Result, fail};
+use crate::format::DataBlock;
+use crate::format::srch::Entry as SrchEntry;
+use crate::item::InTransaction;
+use crate::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// What a hold is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum HoldKind {
+    /// May use more space than it frees; refused with ENOSPC when the volume's metadata space is low.
+    Allocating,
+    /// Frees space or changes in place; always admitted.
+    Freeing,
+}
+
+/// The open transaction is held until this is dropped.
+pub(crate) struct Hold<'a> {
+    txn: &'a Txn,
+    /// Where the gate was entered; `None` for the commit itself.
+    slot: Option<usize>,
+    // Stays on its thread, so that the gate's slots are not shared without need.
+    x: PhantomData<*const ()>,
+}
+
+impl Txn {
+    /// Enters the open transaction; waits while a commit runs or space for this transaction is short. The caller has its
+    /// cluster locks already, and under a hold waits neither for locks nor for commits.
+    /// ENOSPC: `Allocating` and metadata space is low. `Shutdown` after a forced unmount.
+    #[inline]
+    pub(crate) fn hold(&self, kind: HoldKind) -> Result<Hold<'_>> {
+        let hold = self.enter()?;
+        let low = kind == HoldKind::Allocating && self.room.meta_low.load(Relaxed);
+        if !low && !self.needs_commit() { Ok(hold) } else { self.hold_after_commit(hold, kind) }
+    }
+
+    #[inline]
+    fn enter(&self) -> Result<Hold<'_>> {
+        match self.gate.enter(thread_number()) {
+            Some(slot) => Ok(Hold { txn: self, slot: Some(slot), x: PhantomData }),
+            None => Err(Txn::shutdown_error()),
+        }
+    }
+
+    /// Must the transaction be committed before more is added to it?
+    #[inline]
+    fn needs_commit(&self) -> bool {
+        let (items, bytes) = (self.items.dirty_items(), self.items.dirty_bytes());
+        bytes > self.config.dirty_bytes
+            || (items > 0 && self.room.short(items, bytes))
+            || self.room.data_short.load(Relaxed)
+    }
+
+    #[cold]
+    fn hold_after_commit<'a>(&'a self, mut hold: Hold<'a>, kind: HoldKind) -> Result<Hold<'a>> {
+        // LOW is as old as the transaction; one commit asks the server again.
+        let mut asked = false;
+        loop {
+            let low = kind == HoldKind::Allocating && self.room.meta_low.load(Relaxed);
+            if low && asked {
+                return fail(Errno::ENOSPC);
+            }
+            if !low && !self.needs_commit() {
+                return Ok(hold);
+            }
+            let seq = hold.seq();
+            drop(hold);
+            // A failing commit goes on in the background, and entering waits for it.
+            let _ = self.commit_beyond(seq);
+            hold = self.enter()?;
+            asked = true;
+        }
+    }
+
+    /// The committer's hold, while all others are excluded.
+    pub(super) fn committer(&self) -> Hold<'_> {
+        Hold { txn: self, slot: None, x: PhantomData }
+    }
+}
+
+impl Hold<'_> {
+    /// Sequence of the transaction.
+    #[inline]
+    pub(crate) fn seq(&self) -> u64 {
+        self.txn.seq()
+    }
+
+    /// Up to `count` contiguous free data blocks. [`Error::NeedCommit`](crate::Error::NeedCommit): drop the hold, `sync`, try
+    /// again. ENOSPC: the volume is full.
+    pub(crate) fn data_alloc(&self, count: u64) -> Result<(DataBlock, u64)> {
+        self.data(|data| data.alloc(count))
+    }
+
+    /// Gives data blocks back; they are reusable after the commit.
+    pub(crate) fn data_free(&self, start: DataBlock, count: u64) -> Result<()> {
+        self.data(|data| data.free(start, count))
+    }
+
+    /// Uses the data allocator of the transaction (promised space, giving back).
+    pub(crate) fn data<R>(&self, use_it: impl FnOnce(&mut DataAlloc) -> Result<R>) -> Result<R> {
+        let mut data = self.txn.data.lock();
+        let Some(data) = data.as_mut() else { return Err(Txn::shutdown_error()) };
+        let result = use_it(data)?;
+        let room = &self.txn.room;
+        room.set_data_cost(data.finish_cost());
+        if data.is_changed() && !data.flagged_low() && data.total() < self.txn.stock.data_refill {
+            room.data_short.store(true, Relaxed);
+        }
+        Ok(result)
+    }
+
+    /// Logs a search entry; removal is logged by the same entry again (`spec/03 §8.8`).
+    pub(crate) fn srch_append(&self, entry: SrchEntry) {
+        let mut entries = self.txn.srch.lock();
+        entries.push(entry);
+        self.txn.room.srch.store(entries.len() as u64, Relaxed);
+    }
+
+    /// Counts inodes created (positive) or finally deleted (negative).
+    #[inline]
+    pub(crate) fn inode_count(&self, delta: i64) {
+        self.txn.inode_delta.fetch_add(delta, Relaxed);
+    }
+}
+
+impl InTransaction for Hold<'_> {
+    #[inline]
+    fn seq(&self) -> u64 {
+        Hold::seq(self)
+    }
+}
+
+impl Drop for Hold<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot {
+            self.txn.gate.leave(slot);
+        }
+    }
+}
+
+/// Small numbers, one per thread, so that threads spread over the slots of the gate.
+#[inline]
+fn thread_number() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static NUMBER: Cell<usize> = const { Cell::new(usize::MAX) };
+    }
+    NUMBER.with(|n| {
+        if n.get() == usize::MAX {
+            n.set(NEXT.fetch_add(1, Relaxed));
+        }
+        n.get()
+    })
+}
