@@ -11,6 +11,7 @@ mod item;
 pub(crate) mod lock;
 mod namespace;
 pub mod net;
+pub mod offline;
 mod quorum;
 pub mod server;
 mod sync;

@@ -23,9 +23,9 @@ pub(crate) mod extents;
 pub(crate) mod list;
 pub(crate) mod meta;
 pub(crate) mod stock;
-pub(crate) mod zones;
 #[cfg(test)]
 mod tests;
+pub(crate) mod zones;
 
 pub(crate) use data::DataAlloc;
 pub(crate) use extents::Bounds;

@@ -171,7 +171,11 @@ mod tests {
         for i in 0..30_000 {
             let ino = pools.take(i % 3 == 0, &|c| server.grant(c)).unwrap();
             assert!(seen.insert(ino));
-            if i % 3 == 0 { dirs.insert(ino.0 >> 10) } else { files.insert(ino.0 >> 10) };
+            if i % 3 == 0 {
+                dirs.insert(ino.0 >> 10)
+            } else {
+                files.insert(ino.0 >> 10)
+            };
         }
         assert!(dirs.is_disjoint(&files));
     }

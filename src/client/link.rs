@@ -5,9 +5,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::open_map::OpenMap;
 use crate::error::{Errno, Error, Result};
-use crate::format::layout::{
-    LogTrees, NetLock, NetLockRecoverHead, NetRoots, OpenInoMap, OpenInoMapArgs, StoredKey,
-};
+use crate::format::layout::{LogTrees, NetLock, NetLockRecoverHead, NetRoots, OpenInoMap, OpenInoMapArgs, StoredKey};
 use crate::item::{ItemShard, RootsSource};
 use crate::lock::{LockClient, LockSender};
 use crate::net::{ClientConn, ClientHandler, Command, Reply};

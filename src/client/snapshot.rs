@@ -37,16 +37,12 @@ impl SnapshotLink {
                 }
             })
             .map_err(|e| Error::Shutdown(format!("cannot start a thread: {e}")))?;
-        Ok(Arc::new(SnapshotLink {
-            store,
-            meta_bytes,
-            grants: Mutex::new(Some(tx)),
-            worker: Mutex::new(Some(worker)),
-        }))
+        Ok(Arc::new(SnapshotLink { store, meta_bytes, grants: Mutex::new(Some(tx)), worker: Mutex::new(Some(worker)) }))
     }
 
     fn super_block(&self) -> Result<SuperBlock> {
-        let sb = check::decode_super(&self.store.read_small(crate::format::consts::SUPER_BLKNO)?[..], "metadata device")?;
+        let sb =
+            check::decode_super(&self.store.read_small(crate::format::consts::SUPER_BLKNO)?[..], "metadata device")?;
         check::validate_super(&sb, check::DeviceRole::Meta, self.meta_bytes)?;
         Ok(sb)
     }

@@ -129,7 +129,7 @@ fn impossible_super_blocks_are_refused() {
 }
 
 #[test]
-fn defect_50_different_versions_of_the_two_super_blocks_are_refused() {
+fn defect_49_different_versions_of_the_two_super_blocks_are_refused() {
     let mut data = good_super();
     data.fmt_vers.set(1);
     assert_eq!(validate_super_pair(&good_super(), &data).unwrap_err().errno(), Errno::EINVAL);
