@@ -68,7 +68,7 @@ fn run(args: Args) -> Result<()> {
     let data = open(&args.data, args.create_data)?;
     let options = MkfsOptions {
         format_version: args.format_version,
-        quorum_slots: args.quorum_slots,
+        quorum_slots: args.quorum_slot,
         max_meta_bytes: args.max_meta_size,
         max_data_bytes: args.max_data_size,
         data_alloc_zone_blocks: args.data_alloc_zone_blocks,
