@@ -14,8 +14,11 @@
 //! 4. After an error nothing more is written: the caller stops the server, and the next one starts from the device.
 
 use crate::alloc::extents::{self, MoveEnd, MoveLimits};
+use crate::alloc::list::{self, ListBlock};
+use crate::alloc::meta::empty_head;
 use crate::alloc::zones::ZoneChoice;
-use crate::alloc::{Bounds, MetaAlloc, list};
+use crate::alloc::{Bounds, MetaAlloc};
+use crate::format::MetaBlock;
 use crate::error::{Errno, Result};
 use crate::format::layout::{AllocListHead, AllocRoot, NetStatfs};
 use crate::sync::Arc;
@@ -147,6 +150,21 @@ impl Trees {
         let idle = 1 - self.active;
         let (mut cow, sup) = self.split();
         own(list::splice(&mut cow, &mut sup.server_meta_freed[idle], head))
+    }
+
+    /// Frees blocks that the running commit stops referring to, any number of them: they are written as lists of their
+    /// own, so that they need no places in the list of the running commit.
+    pub(super) fn free_many(&mut self, blocks: &[MetaBlock]) -> Result<()> {
+        for chunk in blocks.chunks(list::LIST_CAPACITY) {
+            let (mut cow, _) = self.split();
+            let mut head = empty_head();
+            let block = own(cow.content_mut::<ListBlock>(&mut head.block_ref))?;
+            block.blknos.extend(chunk.iter().map(|b| b.0));
+            head.first_nr = (chunk.len() as u32).into();
+            head.total_nr = (chunk.len() as u64).into();
+            self.take_list(&mut head)?;
+        }
+        Ok(())
     }
 
     /// Moves free data blocks from a mount's tree to the volume's, as far as the running commit reaches. True when the

@@ -8,12 +8,21 @@
 //! answered at once, everything else is applied to the dirty trees, written as one commit and answered together. A lone
 //! request is committed without waiting for company, and many share one commit (`spec/05 §5`).
 
+mod admin;
 mod commit;
+mod compact;
+mod core;
 mod fence;
+mod freeing;
+mod log_trees;
+mod members;
+mod merge;
 mod omap;
+mod reclaim;
 mod records;
 mod recovery;
 mod shadow;
+mod splice;
 mod trees;
 
 pub use fence::{ConfirmFencing, FenceReason, Fencer, RefuseFencing};

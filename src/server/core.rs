@@ -1,0 +1,516 @@
+//! The server without I/O of its own: messages in, messages out, and commits of the trees.
+//!
+//! [`ServerCore::handle`] takes one event. What changes nothing durable is answered at once; everything else becomes a
+//! [`Job`]. [`ServerCore::round`] then lets every job do a step on the dirty trees, writes one commit for all of them, and
+//! only then gives the answers. A job that is too long for one commit says [`Step::Again`] and goes on in the next round;
+//! one that waits for other mounts says [`Step::Park`]. There is no timer before a commit: a lone request is committed
+//! at once, and whatever arrives while a commit is being written shares the next one.
+//!
+//! Invariants
+//! 1. Nobody gets an answer before everything it says is durable, refusals included.
+//! 2. A job does not trust what it saw in an earlier step: between two steps the trees may have changed, so each step
+//!    derives what to do from the trees.
+//! 3. A job that starts has the room that one step may need; otherwise the commit is written first.
+//! 4. [`Fail::Refuse`] is only possible before the first change of a step, or when the state is consistent as it is;
+//!    every other failure is [`Fail::Stop`]: nothing more is written and the server ends (`spec/05 §5.2`).
+
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use zerocopy::IntoBytes;
+
+use crate::error::{Errno, Error, Result};
+use crate::format::layout::{
+    LogMergeComplete, LogTrees, MountedClient, NetResizeDevices, NetRoots, OpenInoMapArgs, SrchCompact,
+    VolumeOptionValues,
+};
+use crate::format::wire::exact;
+use crate::lock::LockServer;
+use crate::net::{Command, ServerEvent};
+
+use super::fence::FenceReason;
+use super::log_trees::GetLogTrees;
+use super::omap::OpenMaps;
+use super::reclaim::Reclaim;
+use super::recovery::{Fences, Recovery};
+use super::trees::Trees;
+
+/// What the core does to the world. None of it may block.
+pub(crate) trait Peers {
+    /// Answers a request; ignored if the client is gone.
+    fn respond(&mut self, rid: u64, id: u64, cmd: Command, result: Result<Vec<u8>>);
+    /// Sends a request to a client; its id, or `ENOTCONN`.
+    fn request(&mut self, rid: u64, cmd: Command, payload: &[u8]) -> Result<u64>;
+    /// Ends a greeting.
+    fn greeting_done(&mut self, token: u64, result: Result<()>);
+    /// Forgets a client that was reclaimed after fencing.
+    fn drop_client(&mut self, rid: u64);
+    /// Has a mount fenced; the outcome comes back as [`Event::Fenced`].
+    fn fence(&mut self, rid: u64, addr: Option<IpAddr>, reason: FenceReason);
+}
+
+/// What happens to the core.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// From the connections.
+    Net(ServerEvent),
+    /// A fence request ended.
+    Fenced { rid: u64, result: Result<()> },
+}
+
+/// Why a step did not do what was asked.
+#[derive(Debug)]
+pub(crate) enum Fail {
+    /// The requester gets this error; the server goes on.
+    Refuse(Errno),
+    /// The server has to stop.
+    Stop(Error),
+}
+
+impl From<Error> for Fail {
+    fn from(e: Error) -> Fail {
+        Fail::Stop(e)
+    }
+}
+
+pub(crate) type Outcome<T> = Result<T, Fail>;
+
+/// `Err(Fail::Refuse(errno))`.
+pub(crate) fn refuse<T>(errno: Errno) -> Outcome<T> {
+    Err(Fail::Refuse(errno))
+}
+
+/// How a step ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The job is finished; its answer waits for the commit.
+    Done,
+    /// To be continued after the commit.
+    Again,
+    /// To be continued when something happens, at the latest at this time.
+    Park(Instant),
+}
+
+/// Something that changes the trees.
+#[derive(Debug)]
+pub(crate) enum Job {
+    Greet { token: u64, rid: u64, client: MountedClient },
+    AllocInodes { from: From, count: u64 },
+    GetLogTrees(GetLogTrees),
+    CommitLogTrees { from: From, log_trees: Box<LogTrees> },
+    SrchGet { from: From },
+    SrchCommit { from: From, compact: Box<SrchCompact> },
+    GetLogMerge { from: From },
+    CommitLogMerge { from: From, complete: Box<LogMergeComplete> },
+    Volopt { from: From, options: Box<VolumeOptionValues> },
+    Resize { from: From, totals: NetResizeDevices },
+    Reclaim(Reclaim),
+    /// Frees a slice of the trees that a finished merge left behind.
+    FreeTrees,
+}
+
+/// Whom to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct From {
+    pub(crate) rid: u64,
+    pub(crate) id: u64,
+    pub(crate) cmd: Command,
+}
+
+impl Job {
+    /// Whose request it is, if it is one.
+    fn from(&self) -> Option<From> {
+        match self {
+            Job::AllocInodes { from, .. }
+            | Job::CommitLogTrees { from, .. }
+            | Job::SrchGet { from }
+            | Job::SrchCommit { from, .. }
+            | Job::GetLogMerge { from }
+            | Job::CommitLogMerge { from, .. }
+            | Job::Volopt { from, .. }
+            | Job::Resize { from, .. } => Some(*from),
+            Job::GetLogTrees(get) => Some(get.from),
+            Job::Greet { .. } | Job::Reclaim(_) | Job::FreeTrees => None,
+        }
+    }
+}
+
+/// What is said when the commit is durable.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Respond(From, Result<Vec<u8>, Errno>),
+    Greeted { token: u64, rid: u64 },
+    Reclaimed { rid: u64, fenced: bool },
+}
+
+/// Settings of a server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CoreConfig {
+    /// Votes that the quorum configuration needs.
+    pub(crate) votes_needed: usize,
+    /// How long a mount waits for the others before a log merge (`log_merge_wait_timeout_ms`).
+    pub(crate) merge_wait: Duration,
+}
+
+/// See the module documentation.
+pub(crate) struct ServerCore {
+    pub(super) config: CoreConfig,
+    pub(super) trees: Trees,
+    pub(super) locks: LockServer,
+    pub(super) locks_blocked: bool,
+    pub(super) omap: OpenMaps,
+    pub(super) recovery: Recovery,
+    pub(super) fences: Fences,
+    /// Mounts that made first contact and were not reclaimed.
+    pub(super) connected: BTreeSet<u64>,
+    /// Farewells that are not answered, in order of arrival.
+    pub(super) farewells: Vec<From>,
+    /// Mounts whose reclaim is under way.
+    pub(super) reclaiming: BTreeSet<u64>,
+    ready: VecDeque<Job>,
+    parked: Vec<(Instant, Job)>,
+    pub(super) answers: Vec<Answer>,
+    /// A [`Job::FreeTrees`] is under way.
+    pub(super) freeing: bool,
+    /// Core sequence at the last round of SYNC_LOG_TREES messages.
+    pub(super) sync_sent: u64,
+    /// Merge requests that this server handed out, by seq.
+    pub(super) handed_merges: HashSet<u64>,
+    /// Compactions that this server handed out, by rid and id.
+    pub(super) handed_compactions: HashSet<(u64, u64)>,
+    /// Reported errors of compactions, by id.
+    pub(super) failed_compactions: std::collections::HashMap<u64, u32>,
+}
+
+impl ServerCore {
+    /// Takes over the volume. `fenced` are the rids of earlier leaders, which can write no more.
+    pub(crate) fn new(trees: Trees, config: CoreConfig, fenced: &[u64], now: Instant) -> Result<ServerCore> {
+        let recovery = Recovery::start(trees.mounted.keys().copied(), now);
+        let blocked = recovery.locks_pending();
+        let mut core = ServerCore {
+            config,
+            locks: LockServer::new(blocked),
+            locks_blocked: blocked,
+            omap: OpenMaps::default(),
+            recovery,
+            fences: Fences::default(),
+            connected: BTreeSet::new(),
+            farewells: Vec::new(),
+            reclaiming: BTreeSet::new(),
+            ready: VecDeque::new(),
+            parked: Vec::new(),
+            answers: Vec::new(),
+            freeing: false,
+            sync_sent: 0,
+            handed_merges: HashSet::new(),
+            handed_compactions: HashSet::new(),
+            failed_compactions: std::collections::HashMap::new(),
+            trees,
+        };
+        core.check_merge_status()?;
+        for rid in fenced {
+            core.start_reclaim(*rid, true);
+        }
+        // Earlier servers may have left merged trees unfreed.
+        if core.trees.has_freeing()? {
+            core.start_freeing();
+        }
+        Ok(core)
+    }
+
+    /// Takes one event.
+    pub(crate) fn handle(&mut self, now: Instant, event: Event, peers: &mut dyn Peers) -> Result<()> {
+        match event {
+            Event::Net(ServerEvent::Greeting { token, rid, greeting, peer, first_contact }) => {
+                self.greeting(token, rid, &greeting, peer, first_contact, peers);
+            }
+            Event::Net(ServerEvent::Request { rid, id, cmd, payload }) => {
+                self.request(From { rid, id, cmd }, &payload, peers);
+            }
+            Event::Net(ServerEvent::Response { rid, id, cmd, result }) => self.response(rid, id, cmd, result, peers),
+            Event::Net(ServerEvent::ClientLost { rid, peer }) => self.lost(rid, peer, now, peers),
+            Event::Fenced { rid, result } => self.fenced(rid, result)?,
+        }
+        Ok(())
+    }
+
+    fn request(&mut self, from: From, payload: &[u8], peers: &mut dyn Peers) {
+        if payload.len() != from.cmd.request_len() {
+            return peers.respond(from.rid, from.id, from.cmd, Err(Errno::EINVAL.into()));
+        }
+        // A mount that was reclaimed owns nothing any more and must not begin to.
+        if !self.trees.mounted.contains_key(&from.rid) && from.cmd != Command::Farewell {
+            return peers.respond(from.rid, from.id, from.cmd, Err(Errno::EIO.into()));
+        }
+        match from.cmd {
+            Command::Lock => self.lock_request(from, payload, peers),
+            Command::OpenInoMap => {
+                if let Ok(args) = exact::<OpenInoMapArgs>("open inode map request", payload) {
+                    let out = self.omap.request(from.rid, from.id, args, self.recovery.greeting_pending());
+                    self.send_maps(out, peers);
+                }
+            }
+            Command::Farewell => self.farewell(from),
+            Command::GetRoots | Command::GetLastSeq | Command::GetVolopt | Command::Statfs => {
+                let answer = self.read_only(from.cmd);
+                peers.respond(from.rid, from.id, from.cmd, Ok(answer));
+            }
+            _ => match self.job(from, payload) {
+                Ok(job) => self.ready.push_back(job),
+                Err(e) => peers.respond(from.rid, from.id, from.cmd, Err(e)),
+            },
+        }
+    }
+
+    /// Requests that are answered from what the last commit wrote.
+    fn read_only(&self, cmd: Command) -> Vec<u8> {
+        let stable = &self.trees.stable;
+        match cmd {
+            Command::GetRoots => {
+                let (fs_root, logs_root, srch_root) = (stable.fs_root, stable.logs_root, stable.srch_root);
+                NetRoots { fs_root, logs_root, srch_root }.as_bytes().to_vec()
+            }
+            Command::GetLastSeq => self.trees.stable_seq().to_le_bytes().to_vec(),
+            Command::Statfs => self.trees.statfs().as_bytes().to_vec(),
+            _ => stable.volopt.as_bytes().to_vec(),
+        }
+    }
+
+    fn job(&self, from: From, payload: &[u8]) -> Result<Job> {
+        Ok(match from.cmd {
+            Command::AllocInodes => {
+                let count: zerocopy::little_endian::U64 = exact("inode request", payload)?;
+                Job::AllocInodes { from, count: count.get() }
+            }
+            Command::GetLogTrees => Job::GetLogTrees(GetLogTrees::new(from)),
+            Command::CommitLogTrees => {
+                Job::CommitLogTrees { from, log_trees: Box::new(exact("log trees message", payload)?) }
+            }
+            Command::SrchGetCompact => Job::SrchGet { from },
+            Command::SrchCommitCompact => {
+                Job::SrchCommit { from, compact: Box::new(exact("search compaction message", payload)?) }
+            }
+            Command::GetLogMerge => Job::GetLogMerge { from },
+            Command::CommitLogMerge => {
+                Job::CommitLogMerge { from, complete: Box::new(exact("log merge completion message", payload)?) }
+            }
+            Command::SetVolopt | Command::ClearVolopt => {
+                Job::Volopt { from, options: Box::new(exact("volume options message", payload)?) }
+            }
+            Command::ResizeDevices => Job::Resize { from, totals: exact("resize message", payload)? },
+            _ => return Err(Errno::EINVAL.into()),
+        })
+    }
+
+    fn response(&mut self, rid: u64, id: u64, cmd: Command, result: Result<Vec<u8>>, peers: &mut dyn Peers) {
+        // An error says that the client cannot do what it must be able to do. If that is a lock or its recovery, the
+        // client stays in the way until it is fenced; the others need no answer.
+        let Ok(payload) = result else {
+            tracing::warn!(rid, ?cmd, "a client answered a server request with an error");
+            return;
+        };
+        match cmd {
+            Command::Lock => self.lock_response(rid, id, &payload, peers),
+            Command::LockRecover => self.lock_recover(rid, &payload, peers),
+            Command::OpenInoMap => {
+                if let Ok(map) = exact("open inode map response", &payload) {
+                    let out = self.omap.response(rid, &map);
+                    self.send_maps(out, peers);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn add_job(&mut self, job: Job) {
+        self.ready.push_back(job);
+    }
+
+    /// Forgets requests of a mount that is gone.
+    pub(super) fn drop_jobs(&mut self, rid: u64) {
+        let keep = |job: &Job| job.from().is_none_or(|f| f.rid != rid);
+        self.ready.retain(keep);
+        self.parked.retain(|(_, job)| keep(job));
+    }
+
+    /// Queues the answer to a request for the end of the commit.
+    pub(super) fn answer(&mut self, from: From, result: Result<Vec<u8>, Errno>) {
+        self.answers.push(Answer::Respond(from, result));
+    }
+
+    /// Lets every job do a step, commits, and answers. An error means that the server must stop without writing.
+    pub(crate) fn round(&mut self, now: Instant, peers: &mut dyn Peers) -> Result<()> {
+        self.tick(now, peers)?;
+        self.start_farewells()?;
+        let parked = std::mem::take(&mut self.parked).into_iter().map(|(_, job)| job);
+        let mut jobs: VecDeque<Job> = parked.chain(std::mem::take(&mut self.ready)).collect();
+        while let Some(mut job) = jobs.pop_front() {
+            match self.admit()? {
+                Admit::Yes => {}
+                Admit::AfterCommit => {
+                    jobs.push_front(job);
+                    break;
+                }
+                Admit::No => {
+                    self.no_room(job, now);
+                    continue;
+                }
+            }
+            match self.step(&mut job, now, peers) {
+                Ok(Step::Done) => {}
+                Ok(Step::Again) => self.ready.push_back(job),
+                Ok(Step::Park(until)) => self.parked.push((until, job)),
+                Err(Fail::Refuse(errno)) => match job.from() {
+                    Some(from) => self.answer(from, Err(errno)),
+                    None => return Err(errno.into()),
+                },
+                Err(Fail::Stop(e)) => return Err(e),
+            }
+        }
+        // What did not fit goes first next time.
+        jobs.append(&mut self.ready);
+        self.ready = jobs;
+        if self.trees.is_dirty() {
+            self.trees.commit(self.connected.len())?;
+        }
+        for answer in std::mem::take(&mut self.answers) {
+            self.give(answer, peers);
+        }
+        Ok(())
+    }
+
+    fn give(&mut self, answer: Answer, peers: &mut dyn Peers) {
+        match answer {
+            Answer::Respond(from, result) => {
+                peers.respond(from.rid, from.id, from.cmd, result.map_err(Error::from));
+            }
+            Answer::Greeted { token, rid } => {
+                peers.greeting_done(token, Ok(()));
+                self.first_contact(rid, peers);
+            }
+            Answer::Reclaimed { rid, fenced } => self.reclaimed(rid, fenced, peers),
+        }
+    }
+
+    /// When [`round`](Self::round) has to be called next, if nothing happens before: at once (`Some(None)`), at a time, or
+    /// not at all.
+    pub(crate) fn next_round(&self) -> Option<Option<Instant>> {
+        if !self.ready.is_empty() || self.farewell_due() {
+            return Some(None);
+        }
+        let parked = self.parked.iter().map(|(at, _)| *at);
+        parked.chain(self.recovery.deadline()).chain(self.fences.deadline()).min().map(Some)
+    }
+
+    fn step(&mut self, job: &mut Job, now: Instant, peers: &mut dyn Peers) -> Outcome<Step> {
+        match job {
+            Job::Greet { token, rid, client } => self.step_greet(*token, *rid, *client),
+            Job::AllocInodes { from, count } => self.step_alloc_inodes(*from, *count),
+            Job::GetLogTrees(get) => self.step_get_log_trees(get, now, peers),
+            Job::CommitLogTrees { from, log_trees } => self.step_commit_log_trees(*from, log_trees),
+            Job::SrchGet { from } => self.step_get_compact(*from),
+            Job::SrchCommit { from, compact } => self.step_commit_compact(*from, compact),
+            Job::GetLogMerge { from } => self.step_get_log_merge(*from),
+            Job::CommitLogMerge { from, complete } => self.step_commit_log_merge(*from, complete),
+            Job::Volopt { from, options } => self.step_volopt(*from, options),
+            Job::Resize { from, totals } => self.step_resize(*from, totals),
+            Job::Reclaim(reclaim) => self.step_reclaim(reclaim, peers),
+            Job::FreeTrees => self.step_free_trees(),
+        }
+    }
+
+    /// What one step may use.
+    pub(super) fn budget(&self) -> u64 {
+        u64::from(self.trees.stock.holder_budget)
+    }
+
+    /// Has the running commit room for another step?
+    pub(super) fn has_room(&self) -> bool {
+        self.trees.room() >= self.budget()
+    }
+
+    fn admit(&mut self) -> Result<Admit> {
+        if self.has_room() {
+            return Ok(Admit::Yes);
+        }
+        if self.trees.is_dirty() {
+            return Ok(Admit::AfterCommit);
+        }
+        // Nothing to commit, but the lists are low: commits that do nothing else refill them.
+        for _ in 0..ROTATIONS {
+            self.trees.commit(self.connected.len())?;
+            if self.has_room() {
+                return Ok(Admit::Yes);
+            }
+        }
+        Ok(if self.trees.room() >= MIN_ROOM { Admit::Yes } else { Admit::No })
+    }
+
+    /// The volume has no metadata left, not even the reserve.
+    fn no_room(&mut self, job: Job, now: Instant) {
+        match job.from() {
+            Some(from) => self.answer(from, Err(Errno::ENOSPC)),
+            None => self.parked.push((now + NO_ROOM_PAUSE, job)),
+        }
+    }
+
+    /// For people.
+    pub(crate) fn status(&self) -> CoreStatus {
+        CoreStatus {
+            connected: self.connected.len(),
+            mounted: self.trees.mounted.len(),
+            recovering: self.recovery.greeting_pending() || self.recovery.locks_pending(),
+            fencing: self.fences.len(),
+            waiting: self.ready.len() + self.parked.len(),
+            commits: self.trees.commits(),
+            seq: self.trees.seq(),
+        }
+    }
+}
+
+enum Admit {
+    Yes,
+    AfterCommit,
+    No,
+}
+
+/// Commits that only refill lists, before a step is tried with what there is.
+const ROTATIONS: usize = 4;
+/// With less room no step may start.
+const MIN_ROOM: u64 = 16;
+/// When work that has no requester is tried again after the volume had no room.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
+
+/// Counters of a running server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CoreStatus {
+    /// Mounts that have made contact.
+    pub(crate) connected: usize,
+    /// Mounts on record.
+    pub(crate) mounted: usize,
+    /// Mounts of an earlier server have still to report.
+    pub(crate) recovering: bool,
+    /// Fence requests without confirmation.
+    pub(crate) fencing: usize,
+    /// Jobs that wait for a commit or for other mounts.
+    pub(crate) waiting: usize,
+    /// Commits written.
+    pub(crate) commits: u64,
+    /// The core sequence counter.
+    pub(crate) seq: u64,
+}
+
+/// The peer address as it is stored.
+pub(super) fn stored_addr(peer: SocketAddr) -> crate::format::layout::InetAddr {
+    let (family, addr) = match peer.ip() {
+        IpAddr::V4(ip) => (crate::format::consts::AF_IPV4, u32::from(ip)),
+        IpAddr::V6(_) => (crate::format::consts::AF_NONE, 0),
+    };
+    crate::format::layout::InetAddr {
+        family: family.into(),
+        port: peer.port().into(),
+        addr: addr.into(),
+        pad: [0; 24],
+    }
+}

@@ -1,0 +1,262 @@
+//! Mounts coming and going: greetings, lock traffic and its recovery, lost clients, fencing, farewells.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Instant;
+
+use zerocopy::IntoBytes;
+
+use crate::error::{Errno, Error, Result};
+use crate::format::Key;
+use crate::format::consts::{AF_IPV4, GREETING_FAREWELL, GREETING_QUORUM, MOUNTED_CLIENT_QUORUM};
+use crate::format::layout::{MountedClient, NetGreeting};
+use crate::lock::{LockOut, wire};
+use crate::net::Command;
+use crate::quorum::{MountedState, farewells_to_answer};
+
+use super::core::{Answer, From, Job, Outcome, Peers, ServerCore, Step, stored_addr};
+use super::fence::FenceReason;
+use super::omap::OmapOut;
+
+impl ServerCore {
+    // Greetings.
+
+    /// `spec/05 §4.5`; the connections have checked volume and format version.
+    pub(super) fn greeting(
+        &mut self,
+        token: u64,
+        rid: u64,
+        greeting: &NetGreeting,
+        peer: SocketAddr,
+        first_contact: bool,
+        peers: &mut dyn Peers,
+    ) {
+        if !first_contact {
+            return peers.greeting_done(token, Ok(()));
+        }
+        // A mount that is being fenced, or was reclaimed by an earlier server, has lost what it believes to own.
+        let known = self.trees.mounted.contains_key(&rid);
+        let flags = greeting.flags.get();
+        let stranger = greeting.server_term.get() != 0 && !known && flags & GREETING_FAREWELL == 0;
+        if stranger || self.fences.contains(rid) {
+            tracing::warn!(rid, "refused a mount that has been given up");
+            return peers.greeting_done(token, Err(Errno::EINVAL.into()));
+        }
+        if known || greeting.server_term.get() != 0 {
+            // The record may not be durable yet if the first greeting was not answered: wait for the commit.
+            self.answers.push(Answer::Greeted { token, rid });
+            return;
+        }
+        let flags = if flags & GREETING_QUORUM != 0 { MOUNTED_CLIENT_QUORUM } else { 0 };
+        self.add_job(Job::Greet { token, rid, client: MountedClient { addr: stored_addr(peer), flags, pad: [0; 7] } });
+    }
+
+    pub(super) fn step_greet(&mut self, token: u64, rid: u64, client: MountedClient) -> Outcome<Step> {
+        if !self.trees.mounted.contains_key(&rid) {
+            self.trees.put_mounted(rid, client)?;
+        }
+        self.answers.push(Answer::Greeted { token, rid });
+        Ok(Step::Done)
+    }
+
+    /// The greeting is answered; the client can be sent requests.
+    pub(super) fn first_contact(&mut self, rid: u64, peers: &mut dyn Peers) {
+        if self.trees.mounted.contains_key(&rid) {
+            self.connected.insert(rid);
+            self.omap.join(rid);
+            if self.recovery.owes_locks(rid) {
+                self.ask_for_locks(rid, Key::ZEROS, peers);
+            }
+        }
+        self.recovery.greeted(rid);
+        self.recovery_moved(peers);
+    }
+
+    // Locks.
+
+    pub(super) fn lock_request(&mut self, from: From, payload: &[u8], peers: &mut dyn Peers) {
+        let mut out = Vec::new();
+        let trees = &mut self.trees;
+        let done = wire::parse_lock(payload)
+            .and_then(|lock| self.locks.request(from.rid, from.id, &lock, &mut || trees.next_seq(), &mut out));
+        if let Err(e) = done {
+            tracing::warn!(rid = from.rid, error = %e, "refused a lock request");
+            peers.respond(from.rid, from.id, Command::Lock, Err(Errno::EINVAL.into()));
+        }
+        self.send_locks(out, peers);
+    }
+
+    pub(super) fn lock_response(&mut self, rid: u64, id: u64, payload: &[u8], peers: &mut dyn Peers) {
+        let mut out = Vec::new();
+        let trees = &mut self.trees;
+        let done = wire::parse_lock(payload)
+            .and_then(|lock| self.locks.response(rid, id, &lock, &mut || trees.next_seq(), &mut out));
+        if let Err(e) = done {
+            tracing::warn!(rid, error = %e, "ignored the response to an invalidation");
+        }
+        self.send_locks(out, peers);
+    }
+
+    pub(super) fn send_locks(&mut self, out: Vec<LockOut>, peers: &mut dyn Peers) {
+        for message in out {
+            match message {
+                LockOut::Grant { rid, id, lock } => {
+                    peers.respond(rid, id, Command::Lock, Ok(lock.as_bytes().to_vec()));
+                }
+                LockOut::Invalidate { rid, lock } => match peers.request(rid, Command::Lock, lock.as_bytes()) {
+                    Ok(id) => self.locks.invalidate_sent(rid, &lock, id),
+                    Err(e) => tracing::debug!(rid, error = %e, "an invalidation waits for the reclaim of its client"),
+                },
+            }
+        }
+    }
+
+    // Recovery.
+
+    fn ask_for_locks(&mut self, rid: u64, from: Key, peers: &mut dyn Peers) {
+        if let Err(e) = peers.request(rid, Command::LockRecover, from.to_stored().as_bytes()) {
+            tracing::debug!(rid, error = %e, "a recovering client is gone again");
+        }
+    }
+
+    pub(super) fn lock_recover(&mut self, rid: u64, payload: &[u8], peers: &mut dyn Peers) {
+        if !self.recovery.owes_locks(rid) {
+            return;
+        }
+        let seq = self.trees.seq();
+        match wire::parse_recover(payload).and_then(|locks| self.locks.recovered(rid, &locks, seq)) {
+            Ok(recovered) => {
+                self.trees.raise_seq(recovered.max_write_seq);
+                match recovered.next {
+                    Some(next) => self.ask_for_locks(rid, next, peers),
+                    None => {
+                        self.recovery.locks_done(rid);
+                        self.recovery_moved(peers);
+                    }
+                }
+            }
+            // It stays pending, and is fenced when the time is over.
+            Err(e) => tracing::warn!(rid, error = %e, "ignored a wrong report of locks"),
+        }
+    }
+
+    /// Lets go what waited for recovery, if it is over.
+    fn recovery_moved(&mut self, peers: &mut dyn Peers) {
+        if self.locks_blocked && !self.recovery.locks_pending() {
+            self.locks_blocked = false;
+            let mut out = Vec::new();
+            let trees = &mut self.trees;
+            self.locks.set_recovery_pending(false, &mut || trees.next_seq(), &mut out);
+            self.send_locks(out, peers);
+        }
+        if !self.recovery.greeting_pending() {
+            let out = self.omap.recovered();
+            self.send_maps(out, peers);
+        }
+    }
+
+    pub(super) fn send_maps(&mut self, out: Vec<OmapOut>, peers: &mut dyn Peers) {
+        for message in out {
+            match message {
+                OmapOut::Ask { rid, args } => {
+                    if let Err(e) = peers.request(rid, Command::OpenInoMap, args.as_bytes()) {
+                        tracing::debug!(rid, error = %e, "an open map request waits for the reclaim of a client");
+                    }
+                }
+                OmapOut::Answer { rid, id, map } => {
+                    peers.respond(rid, id, Command::OpenInoMap, Ok(map.as_bytes().to_vec()));
+                }
+            }
+        }
+    }
+
+    // Lost mounts.
+
+    pub(super) fn lost(&mut self, rid: u64, peer: SocketAddr, now: Instant, peers: &mut dyn Peers) {
+        // A mount that is not on record owns nothing.
+        if self.trees.mounted.contains_key(&rid) {
+            self.fence(rid, Some(peer.ip()), FenceReason::ClientReconnect, now, peers);
+        }
+    }
+
+    fn fence(&mut self, rid: u64, addr: Option<IpAddr>, reason: FenceReason, now: Instant, peers: &mut dyn Peers) {
+        if !self.reclaiming.contains(&rid) && self.fences.add(rid, now) {
+            tracing::warn!(rid, %reason, "fencing a mount");
+            peers.fence(rid, addr, reason);
+        }
+    }
+
+    /// An unconfirmed fence ends the server: another member may have more luck.
+    pub(super) fn fenced(&mut self, rid: u64, result: Result<()>) -> Result<()> {
+        result?;
+        if self.fences.confirmed(rid) {
+            self.start_reclaim(rid, true);
+        }
+        Ok(())
+    }
+
+    /// What is due because of the time.
+    pub(super) fn tick(&mut self, now: Instant, peers: &mut dyn Peers) -> Result<()> {
+        for rid in self.recovery.late(now) {
+            let addr = self.trees.mounted.get(&rid).and_then(stored_ip);
+            self.fence(rid, addr, FenceReason::ClientRecovery, now, peers);
+        }
+        match self.fences.overdue(now) {
+            Some(rid) => Err(Error::Busy(format!("mount {rid:016x} has not been fenced in time"))),
+            None => Ok(()),
+        }
+    }
+
+    // Farewells.
+
+    pub(super) fn farewell(&mut self, from: From) {
+        self.farewells.retain(|f| f.rid != from.rid);
+        self.farewells.push(from);
+    }
+
+    fn may_leave(&self) -> Vec<u64> {
+        let state = |(rid, client): (&u64, &MountedClient)| MountedState {
+            rid: *rid,
+            quorum: client.flags & MOUNTED_CLIENT_QUORUM != 0,
+            locks_pending: self.recovery.owes_locks(*rid),
+        };
+        let mounted: Vec<MountedState> = self.trees.mounted.iter().map(state).collect();
+        let asking: Vec<u64> = self.farewells.iter().map(|f| f.rid).collect();
+        let mut leave = farewells_to_answer(&mounted, &asking, self.config.votes_needed);
+        leave.retain(|rid| !self.reclaiming.contains(rid));
+        leave
+    }
+
+    pub(super) fn farewell_due(&self) -> bool {
+        !self.farewells.is_empty() && !self.may_leave().is_empty()
+    }
+
+    /// Begins to reclaim the mounts that may leave.
+    pub(super) fn start_farewells(&mut self) -> Result<()> {
+        if !self.farewells.is_empty() {
+            for rid in self.may_leave() {
+                self.start_reclaim(rid, false);
+            }
+        }
+        Ok(())
+    }
+
+    /// All traces of a mount are gone, durably.
+    pub(super) fn reclaimed(&mut self, rid: u64, fenced: bool, peers: &mut dyn Peers) {
+        self.reclaiming.remove(&rid);
+        self.connected.remove(&rid);
+        if let Some(i) = self.farewells.iter().position(|f| f.rid == rid) {
+            let from = self.farewells.remove(i);
+            peers.respond(rid, from.id, Command::Farewell, Ok(Vec::new()));
+        }
+        if fenced {
+            peers.drop_client(rid);
+        }
+        self.recovery.greeted(rid);
+        self.recovery.locks_done(rid);
+        self.recovery_moved(peers);
+    }
+}
+
+fn stored_ip(client: &MountedClient) -> Option<IpAddr> {
+    (client.addr.family.get() == AF_IPV4).then(|| Ipv4Addr::from(client.addr.addr.get()).into())
+}
