@@ -11,12 +11,12 @@ use crate::format::consts::{
 use crate::format::layout::{NetInodeAlloc, NetResizeDevices, VolumeOptionValues};
 use crate::net::Command;
 
-use super::core::{From, Outcome, ServerCore, Step, refuse};
+use super::core::{Asker, Outcome, ServerCore, Step, refuse};
 use super::trees::own;
 
 impl ServerCore {
     /// ALLOC_INODES (`spec/05 §5.5.1`). Numbers are never given back.
-    pub(super) fn step_alloc_inodes(&mut self, from: From, count: u64) -> Outcome<Step> {
+    pub(super) fn step_alloc_inodes(&mut self, from: Asker, count: u64) -> Outcome<Step> {
         let ino = self.trees.sup.next_ino.get();
         let nr = count.min(u64::MAX - ino);
         if nr > 0 {
@@ -27,7 +27,7 @@ impl ServerCore {
     }
 
     /// SET_VOLOPT and CLEAR_VOLOPT (`spec/05 §5.5.9`).
-    pub(super) fn step_volopt(&mut self, from: From, options: &VolumeOptionValues) -> Outcome<Step> {
+    pub(super) fn step_volopt(&mut self, from: Asker, options: &VolumeOptionValues) -> Outcome<Step> {
         let bits = options.set_bits.get();
         if bits & VOLOPT_UNKNOWN != 0 {
             return refuse(Errno::EINVAL);
@@ -48,7 +48,7 @@ impl ServerCore {
     }
 
     /// RESIZE_DEVICES (`spec/05 §5.5.10`). Volumes only grow.
-    pub(super) fn step_resize(&mut self, from: From, totals: &NetResizeDevices) -> Outcome<Step> {
+    pub(super) fn step_resize(&mut self, from: Asker, totals: &NetResizeDevices) -> Outcome<Step> {
         let old = (self.trees.sup.total_meta_blocks.get(), self.trees.sup.total_data_blocks.get());
         let or_old = |new: u64, old: u64| if new == 0 { old } else { new };
         let meta = or_old(totals.new_total_meta_blocks.get(), old.0);

@@ -18,8 +18,8 @@ use crate::alloc::list::{self, ListBlock};
 use crate::alloc::meta::empty_head;
 use crate::alloc::zones::ZoneChoice;
 use crate::alloc::{Bounds, MetaAlloc};
-use crate::format::MetaBlock;
 use crate::error::{Errno, Result};
+use crate::format::MetaBlock;
 use crate::format::layout::{AllocListHead, AllocRoot, NetStatfs};
 use crate::sync::Arc;
 

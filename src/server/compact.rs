@@ -10,14 +10,13 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::error::{Errno, Result};
 use crate::format::consts::{
-    SRCH_COMPACT_DELETE, SRCH_COMPACT_DONE, SRCH_COMPACT_ERROR, SRCH_COMPACT_LOG, SRCH_COMPACT_NR,
-    SRCH_COMPACT_ORDER, SRCH_COMPACT_SORTED, TYPE_SRCH_BLOCKS, TYPE_SRCH_BUSY, TYPE_SRCH_LOG, TYPE_SRCH_PENDING,
-    ZONE_SRCH,
+    SRCH_COMPACT_DELETE, SRCH_COMPACT_DONE, SRCH_COMPACT_ERROR, SRCH_COMPACT_LOG, SRCH_COMPACT_NR, SRCH_COMPACT_ORDER,
+    SRCH_COMPACT_SORTED, TYPE_SRCH_BLOCKS, TYPE_SRCH_BUSY, TYPE_SRCH_LOG, TYPE_SRCH_PENDING, ZONE_SRCH,
 };
 use crate::format::layout::{SrchCompact, SrchCompactInput, SrchFile};
 use crate::format::{Key, KeyRange, Rid, check, keys};
 
-use super::core::{From, Outcome, ServerCore, Step, refuse};
+use super::core::{Asker, Outcome, ServerCore, Step, refuse};
 
 /// A pending compaction that failed this often is handed out only when there is nothing else.
 const MANY_FAILURES: u32 = 3;
@@ -41,7 +40,7 @@ fn size_group(file: &SrchFile) -> u32 {
 
 impl ServerCore {
     /// SRCH_GET_COMPACT. Success with no inputs says that there is nothing to do.
-    pub(super) fn step_get_compact(&mut self, from: From) -> Outcome<Step> {
+    pub(super) fn step_get_compact(&mut self, from: Asker) -> Outcome<Step> {
         let (rid, trees) = (from.rid, &self.trees);
         // What an earlier server gave to this mount never reached it, or it would not ask.
         let own = KeyRange::new(keys::srch_busy(Rid(rid), 0), keys::srch_busy(Rid(rid), u64::MAX));
@@ -103,7 +102,8 @@ impl ServerCore {
         let sorted = idle(self.trees.all::<SrchFile>(kind(TYPE_SRCH_BLOCKS))?);
         // The original can leave files whose entries all cancelled and cannot compact them: just delete those.
         if let Some(empty) = sorted.iter().find(|f| f.entries.get() == 0) {
-            self.trees.remove::<SrchFile>(&keys::srch_sorted(empty.blocks.get(), empty.block_ref.blkno.get().into()))?;
+            self.trees
+                .remove::<SrchFile>(&keys::srch_sorted(empty.blocks.get(), empty.block_ref.blkno.get().into()))?;
             return Ok(Some(compaction(SRCH_COMPACT_DELETE, &[*empty])));
         }
         let group = sorted.chunk_by(|a, b| size_group(a) == size_group(b)).find(|g| g.len() >= SRCH_COMPACT_NR);
@@ -111,7 +111,7 @@ impl ServerCore {
     }
 
     /// SRCH_COMMIT_COMPACT.
-    pub(super) fn step_commit_compact(&mut self, from: From, sent: &SrchCompact) -> Outcome<Step> {
+    pub(super) fn step_commit_compact(&mut self, from: Asker, sent: &SrchCompact) -> Outcome<Step> {
         let id = sent.id.get();
         let busy = keys::srch_busy(Rid(from.rid), id);
         let Some(stored) = self.trees.get::<SrchCompact>(&busy)? else { return refuse(Errno::ENOENT) };
@@ -147,7 +147,7 @@ impl ServerCore {
         self.end_busy(from, &busy)
     }
 
-    fn end_busy(&mut self, from: From, busy: &Key) -> Outcome<Step> {
+    fn end_busy(&mut self, from: Asker, busy: &Key) -> Outcome<Step> {
         self.trees.remove::<SrchCompact>(busy)?;
         self.handed_compactions.remove(&(busy.second, busy.third));
         self.answer(from, Ok(Vec::new()));

@@ -95,16 +95,42 @@ pub(crate) enum Step {
 /// Something that changes the trees.
 #[derive(Debug)]
 pub(crate) enum Job {
-    Greet { token: u64, rid: u64, client: MountedClient },
-    AllocInodes { from: From, count: u64 },
+    Greet {
+        token: u64,
+        rid: u64,
+        client: MountedClient,
+    },
+    AllocInodes {
+        from: Asker,
+        count: u64,
+    },
     GetLogTrees(GetLogTrees),
-    CommitLogTrees { from: From, log_trees: Box<LogTrees> },
-    SrchGet { from: From },
-    SrchCommit { from: From, compact: Box<SrchCompact> },
-    GetLogMerge { from: From },
-    CommitLogMerge { from: From, complete: Box<LogMergeComplete> },
-    Volopt { from: From, options: Box<VolumeOptionValues> },
-    Resize { from: From, totals: NetResizeDevices },
+    CommitLogTrees {
+        from: Asker,
+        log_trees: Box<LogTrees>,
+    },
+    SrchGet {
+        from: Asker,
+    },
+    SrchCommit {
+        from: Asker,
+        compact: Box<SrchCompact>,
+    },
+    GetLogMerge {
+        from: Asker,
+    },
+    CommitLogMerge {
+        from: Asker,
+        complete: Box<LogMergeComplete>,
+    },
+    Volopt {
+        from: Asker,
+        options: Box<VolumeOptionValues>,
+    },
+    Resize {
+        from: Asker,
+        totals: NetResizeDevices,
+    },
     Reclaim(Reclaim),
     /// Frees a slice of the trees that a finished merge left behind.
     FreeTrees,
@@ -112,7 +138,7 @@ pub(crate) enum Job {
 
 /// Whom to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct From {
+pub(crate) struct Asker {
     pub(crate) rid: u64,
     pub(crate) id: u64,
     pub(crate) cmd: Command,
@@ -120,7 +146,7 @@ pub(crate) struct From {
 
 impl Job {
     /// Whose request it is, if it is one.
-    fn from(&self) -> Option<From> {
+    fn from(&self) -> Option<Asker> {
         match self {
             Job::AllocInodes { from, .. }
             | Job::CommitLogTrees { from, .. }
@@ -139,7 +165,7 @@ impl Job {
 /// What is said when the commit is durable.
 #[derive(Debug)]
 pub(super) enum Answer {
-    Respond(From, Result<Vec<u8>, Errno>),
+    Respond(Asker, Result<Vec<u8>, Errno>),
     Greeted { token: u64, rid: u64 },
     Reclaimed { rid: u64, fenced: bool },
 }
@@ -165,7 +191,7 @@ pub(crate) struct ServerCore {
     /// Mounts that made first contact and were not reclaimed.
     pub(super) connected: BTreeSet<u64>,
     /// Farewells that are not answered, in order of arrival.
-    pub(super) farewells: Vec<From>,
+    pub(super) farewells: Vec<Asker>,
     /// Mounts whose reclaim is under way.
     pub(super) reclaiming: BTreeSet<u64>,
     ready: VecDeque<Job>,
@@ -226,7 +252,7 @@ impl ServerCore {
                 self.greeting(token, rid, &greeting, peer, first_contact, peers);
             }
             Event::Net(ServerEvent::Request { rid, id, cmd, payload }) => {
-                self.request(From { rid, id, cmd }, &payload, peers);
+                self.request(Asker { rid, id, cmd }, &payload, peers);
             }
             Event::Net(ServerEvent::Response { rid, id, cmd, result }) => self.response(rid, id, cmd, result, peers),
             Event::Net(ServerEvent::ClientLost { rid, peer }) => self.lost(rid, peer, now, peers),
@@ -235,7 +261,7 @@ impl ServerCore {
         Ok(())
     }
 
-    fn request(&mut self, from: From, payload: &[u8], peers: &mut dyn Peers) {
+    fn request(&mut self, from: Asker, payload: &[u8], peers: &mut dyn Peers) {
         if payload.len() != from.cmd.request_len() {
             return peers.respond(from.rid, from.id, from.cmd, Err(Errno::EINVAL.into()));
         }
@@ -277,7 +303,7 @@ impl ServerCore {
         }
     }
 
-    fn job(&self, from: From, payload: &[u8]) -> Result<Job> {
+    fn job(&self, from: Asker, payload: &[u8]) -> Result<Job> {
         Ok(match from.cmd {
             Command::AllocInodes => {
                 let count: zerocopy::little_endian::U64 = exact("inode request", payload)?;
@@ -335,7 +361,7 @@ impl ServerCore {
     }
 
     /// Queues the answer to a request for the end of the commit.
-    pub(super) fn answer(&mut self, from: From, result: Result<Vec<u8>, Errno>) {
+    pub(super) fn answer(&mut self, from: Asker, result: Result<Vec<u8>, Errno>) {
         self.answers.push(Answer::Respond(from, result));
     }
 
@@ -507,10 +533,5 @@ pub(super) fn stored_addr(peer: SocketAddr) -> crate::format::layout::InetAddr {
         IpAddr::V4(ip) => (crate::format::consts::AF_IPV4, u32::from(ip)),
         IpAddr::V6(_) => (crate::format::consts::AF_NONE, 0),
     };
-    crate::format::layout::InetAddr {
-        family: family.into(),
-        port: peer.port().into(),
-        addr: addr.into(),
-        pad: [0; 24],
-    }
+    crate::format::layout::InetAddr { family: family.into(), port: peer.port().into(), addr: addr.into(), pad: [0; 24] }
 }

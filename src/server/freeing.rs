@@ -6,9 +6,9 @@
 use crate::block::BlockSource;
 use crate::btree;
 use crate::error::Result;
+use crate::format::Key;
 use crate::format::consts::ZONE_LOG_MERGE_FREEING;
 use crate::format::layout::LogMergeFreeing;
-use crate::format::Key;
 
 use super::core::{Job, Outcome, ServerCore, Step};
 use super::trees::{Trees, own, zone};
@@ -39,9 +39,7 @@ impl ServerCore {
     pub(super) fn step_free_trees(&mut self) -> Outcome<Step> {
         let room = self.trees.room();
         let mut left = (room / 2).max(room.min(MIN_SLICE));
-        while let Some((key, mut freeing)) =
-            self.trees.first::<LogMergeFreeing>(zone(ZONE_LOG_MERGE_FREEING))?
-        {
+        while let Some((key, mut freeing)) = self.trees.first::<LogMergeFreeing>(zone(ZONE_LOG_MERGE_FREEING))? {
             if left < MIN_SLICE {
                 return Ok(Step::Again);
             }

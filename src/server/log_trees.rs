@@ -23,7 +23,7 @@ use crate::format::layout::{LogMergeRange, LogMergeStatus, LogTrees, SrchFile};
 use crate::format::{Key, Rid, check, keys};
 use crate::net::Command;
 
-use super::core::{From, Outcome, Peers, ServerCore, Step, refuse};
+use super::core::{Asker, Outcome, Peers, ServerCore, Step, refuse};
 use super::records::is_finalized;
 use super::trees::own;
 
@@ -35,7 +35,7 @@ const DUE_HEIGHT: u8 = 2;
 /// A GET_LOG_TREES that is not answered yet.
 #[derive(Debug)]
 pub(crate) struct GetLogTrees {
-    pub(super) from: From,
+    pub(super) from: Asker,
     /// Until when it waits for other mounts; set when it first has to.
     deadline: Option<Instant>,
     /// The transaction that was opened for it, while its freed data is being taken.
@@ -53,7 +53,7 @@ enum Gather {
 }
 
 impl GetLogTrees {
-    pub(crate) fn new(from: From) -> GetLogTrees {
+    pub(crate) fn new(from: Asker) -> GetLogTrees {
         GetLogTrees { from, deadline: None, opened: None }
     }
 }
@@ -172,7 +172,7 @@ impl ServerCore {
     }
 
     /// Takes the rest of the freed data, in as many commits as it needs, then answers with the record.
-    fn drain_freed_data(&mut self, from: From, seq: u64) -> Outcome<Step> {
+    fn drain_freed_data(&mut self, from: Asker, seq: u64) -> Outcome<Step> {
         let last = self.trees.last_log_trees(from.rid)?;
         let Some(mut lt) = last.filter(|lt| lt.get_trans_seq.get() == seq && lt.commit_trans_seq.get() < seq) else {
             return refuse(Errno::EIO);
@@ -194,7 +194,7 @@ impl ServerCore {
     }
 
     /// COMMIT_LOG_TREES (`spec/05 §5.5.3`, `spec/02 §8.5`).
-    pub(super) fn step_commit_log_trees(&mut self, from: From, sent: &LogTrees) -> Outcome<Step> {
+    pub(super) fn step_commit_log_trees(&mut self, from: Asker, sent: &LogTrees) -> Outcome<Step> {
         if sent.rid.get() != from.rid {
             return refuse(Errno::EIO);
         }
@@ -302,9 +302,8 @@ impl ServerCore {
         let active: Vec<(u64, u64)> =
             logs.iter().filter(|(r, l)| **r != rid && !l.finalized).map(|(r, l)| (*r, l.get_seq)).collect();
         let own_tree = self.trees.last_log_trees(rid)?.filter(|lt| !is_finalized(lt));
-        let due = own_tree.is_some_and(|lt| {
-            lt.item_root.height > DUE_HEIGHT || lt.meta_avail.flags.get() & ALLOC_FLAG_LOW != 0
-        });
+        let due = own_tree
+            .is_some_and(|lt| lt.item_root.height > DUE_HEIGHT || lt.meta_avail.flags.get() & ALLOC_FLAG_LOW != 0);
         if !due && !any_finalized {
             return Ok(Gather::Go);
         }

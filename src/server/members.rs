@@ -13,7 +13,7 @@ use crate::lock::{LockOut, wire};
 use crate::net::Command;
 use crate::quorum::{MountedState, farewells_to_answer};
 
-use super::core::{Answer, From, Job, Outcome, Peers, ServerCore, Step, stored_addr};
+use super::core::{Answer, Asker, Job, Outcome, Peers, ServerCore, Step, stored_addr};
 use super::fence::FenceReason;
 use super::omap::OmapOut;
 
@@ -73,7 +73,7 @@ impl ServerCore {
 
     // Locks.
 
-    pub(super) fn lock_request(&mut self, from: From, payload: &[u8], peers: &mut dyn Peers) {
+    pub(super) fn lock_request(&mut self, from: Asker, payload: &[u8], peers: &mut dyn Peers) {
         let mut out = Vec::new();
         let trees = &mut self.trees;
         let done = wire::parse_lock(payload)
@@ -208,7 +208,7 @@ impl ServerCore {
 
     // Farewells.
 
-    pub(super) fn farewell(&mut self, from: From) {
+    pub(super) fn farewell(&mut self, from: Asker) {
         self.farewells.retain(|f| f.rid != from.rid);
         self.farewells.push(from);
     }

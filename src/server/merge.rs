@@ -18,12 +18,10 @@ use crate::format::consts::{
     LOG_MERGE_COMPLETE_ERROR, LOG_MERGE_COMPLETE_REMAIN, LOG_MERGE_REQUEST_SUBTREE, ZONE_LOG_MERGE_COMPLETE,
     ZONE_LOG_MERGE_RANGE, ZONE_LOG_MERGE_REQUEST, ZONE_LOG_TREES,
 };
-use crate::format::layout::{
-    BtreeRoot, LogMergeComplete, LogMergeRange, LogMergeRequest, LogMergeStatus, LogTrees,
-};
+use crate::format::layout::{BtreeRoot, LogMergeComplete, LogMergeRange, LogMergeRequest, LogMergeStatus, LogTrees};
 use crate::format::{Key, KeyRange, Rid, check, keys};
 
-use super::core::{From, Outcome, ServerCore, Step, refuse};
+use super::core::{Asker, Outcome, ServerCore, Step, refuse};
 use super::reclaim::merge_requests_of;
 use super::records::is_finalized;
 use super::splice::Splice;
@@ -48,7 +46,7 @@ impl ServerCore {
     }
 
     /// GET_LOG_MERGE.
-    pub(super) fn step_get_log_merge(&mut self, from: From) -> Outcome<Step> {
+    pub(super) fn step_get_log_merge(&mut self, from: Asker) -> Outcome<Step> {
         if self.merge_status()?.is_none() {
             return refuse(Errno::ENOENT);
         }
@@ -141,7 +139,7 @@ impl ServerCore {
     /// Cuts a request off the front of `range`; `start` is the first key of any input in it.
     fn hand_out_merge(
         &mut self,
-        from: From,
+        from: Asker,
         mut status: LogMergeStatus,
         range: &LogMergeRange,
         start: Key,
@@ -233,7 +231,7 @@ impl ServerCore {
     }
 
     /// COMMIT_LOG_MERGE. `ENOENT` is the normal answer to a repetition.
-    pub(super) fn step_commit_log_merge(&mut self, from: From, sent: &LogMergeComplete) -> Outcome<Step> {
+    pub(super) fn step_commit_log_merge(&mut self, from: Asker, sent: &LogMergeComplete) -> Outcome<Step> {
         let key = keys::log_merge_request(Rid(from.rid), sent.seq.get().into());
         let Some(mut status) = self.merge_status()? else { return refuse(Errno::ENOENT) };
         let Some(request) = self.trees.get::<LogMergeRequest>(&key)? else { return refuse(Errno::ENOENT) };

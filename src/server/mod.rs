@@ -22,7 +22,10 @@ mod reclaim;
 mod records;
 mod recovery;
 mod shadow;
+mod shell;
 mod splice;
 mod trees;
 
 pub use fence::{ConfirmFencing, FenceReason, Fencer, RefuseFencing};
+pub(crate) use shadow::read_super;
+pub(crate) use shell::{LocalServer, Server, ServerConfig, ServerHandle, ServerStatus};

@@ -121,7 +121,8 @@ impl ServerCore {
 
     /// Blocks that the end of a merge may change: the leaves of the records that go and of those that come.
     fn end_cost(&self, inputs: &[LogTrees]) -> u64 {
-        let bytes = inputs.len() * (size_of::<LogTrees>() + size_of::<LogMergeFreeing>() + 2 * size_of::<LogMergeRange>());
+        let bytes =
+            inputs.len() * (size_of::<LogTrees>() + size_of::<LogMergeFreeing>() + 2 * size_of::<LogMergeRange>());
         let heights = u64::from(self.trees.sup.logs_root.height) + u64::from(self.trees.sup.log_merge.height);
         self.budget() + 4 * heights + 3 * (bytes / BLOCK_BYTES) as u64
     }
