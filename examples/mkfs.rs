@@ -15,7 +15,7 @@ use scoutfs::{Error, Result};
 
 /// Make a scoutfs volume on a metadata device and a data device.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "mkfs")]
 struct Args {
     /// Overwrite devices that hold a known filesystem or partition table
     #[arg(short = 'f', long)]
