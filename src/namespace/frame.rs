@@ -10,9 +10,10 @@ use smallvec::SmallVec;
 use super::Namespace;
 use super::inode::{Fields, Inode};
 use super::types::Time;
+use crate::client::Indexed;
 use crate::error::{Errno, Result, fail};
 use crate::format::{Ino, Seq, keys};
-use crate::item::{ChangeSet, ItemLock, Value};
+use crate::item::{ChangeSet, CoveringLock, ItemLock, Value};
 use crate::lock::{LockName, Mode};
 use crate::sync::{Arc, RwLockWriteGuard};
 use crate::txn::{Hold, HoldKind};
@@ -57,9 +58,7 @@ pub(crate) enum Touch {
 
 /// Index locks and the transaction hold; nothing may wait for a lock while this exists.
 pub(crate) struct Tx<'n> {
-    // Declared first, so that it is dropped before the locks.
-    hold: Hold<'n>,
-    index: SmallVec<[(LockName, ItemLock); 4]>,
+    indexed: Indexed<'n>,
     /// The one time of the operation.
     pub(crate) now: Time,
 }
@@ -67,16 +66,15 @@ pub(crate) struct Tx<'n> {
 impl Tx<'_> {
     /// Sequence of the transaction.
     pub(crate) fn seq(&self) -> u64 {
-        self.hold.seq()
+        self.indexed.hold.seq()
     }
 
     pub(crate) fn hold(&self) -> &Hold<'_> {
-        &self.hold
+        &self.indexed.hold
     }
 
-    fn index_lock(&self, name: LockName) -> &ItemLock {
-        let found = self.index.iter().find(|(n, _)| *n == name);
-        &found.expect("begin() took the locks of all sequence values that the operation may change").1
+    fn index_lock(&self, name: LockName) -> &CoveringLock {
+        self.indexed.lock(name).expect("begin() took the locks of all sequence values that the operation may change")
     }
 }
 
@@ -84,9 +82,9 @@ impl Namespace {
     /// The lock of an inode's group.
     pub(crate) fn lock_group(&self, inode: &Inode, mode: Mode) -> Result<ItemLock> {
         if let Some(kept) = inode.kept_lock() {
-            return self.locks.acquire_held(kept, mode);
+            return self.node.locks.acquire_held(kept, mode);
         }
-        let guard = self.locks.acquire(LockName::inode(inode.ino()), mode)?;
+        let guard = self.node.locks.acquire(LockName::inode(inode.ino()), mode)?;
         inode.keep_lock(guard.handle());
         Ok(guard)
     }
@@ -110,11 +108,11 @@ impl Namespace {
         if let Some(f) = inode.fields_at(generation) {
             return Ok(Some(f));
         }
-        let Some(value) = self.items.lookup(lock, &keys::inode(inode.ino()))? else {
+        let Some(value) = self.node.items.lookup(lock, &keys::inode(inode.ino()))? else {
             inode.forget();
             return Ok(None);
         };
-        let fields = Fields::decode(inode.ino(), &value, self.fmt_vers)?;
+        let fields = Fields::decode(inode.ino(), &value, self.node.fmt_vers)?;
         inode.load(generation, fields);
         Ok(inode.fields_at(generation).or(Some(fields)))
     }
@@ -161,7 +159,7 @@ impl Namespace {
 
     /// `EROFS` on a read-only mount.
     pub(crate) fn writable(&self) -> Result<()> {
-        if self.options.read_only { fail(Errno::EROFS) } else { Ok(()) }
+        if self.node.read_only { fail(Errno::EROFS) } else { Ok(()) }
     }
 
     /// Takes the index locks for what will happen to these inodes and enters the transaction (`spec/06 §3.4`).
@@ -169,17 +167,8 @@ impl Namespace {
     /// Which locks are needed depends on the transaction, and no lock may be asked for inside it; so its number is
     /// guessed, and everything is given up and tried again if another one has been opened meanwhile.
     pub(crate) fn begin(&self, kind: HoldKind, touches: &[(&Inode, Touch)]) -> Result<Tx<'_>> {
-        loop {
-            let seq = self.txn.seq();
-            let mut index = SmallVec::new();
-            for name in index_names(seq, touches) {
-                index.push((name, self.locks.acquire(name, Mode::WriteOnly)?));
-            }
-            let hold = self.txn.hold(kind)?;
-            if hold.seq() == seq {
-                return Ok(Tx { hold, index, now: Time::now() });
-            }
-        }
+        let indexed = self.node.indexed(kind, |seq, names| index_names(seq, touches, names))?;
+        Ok(Tx { indexed, now: Time::now() })
     }
 
     /// Adds to `cs` the inode item with `new` fields and the index items that follow from them; sets `meta_seq`, and
@@ -215,9 +204,9 @@ impl Namespace {
             new.data_seq = seq.0;
         }
         if is_new {
-            cs.create(lock, keys::inode(ino), new.encode(self.fmt_vers));
+            cs.create(lock, keys::inode(ino), new.encode(self.node.fmt_vers));
         } else {
-            cs.put(lock, keys::inode(ino), new.encode(self.fmt_vers));
+            cs.put(lock, keys::inode(ino), new.encode(self.node.fmt_vers));
         }
     }
 
@@ -252,9 +241,8 @@ fn delete_index<'a>(cs: &mut ChangeSet<'a>, tx: &'a Tx<'_>, primary: &'a ItemLoc
     cs.force_delete(tx.index_lock(name), primary, key);
 }
 
-/// Index locks for the touches in a transaction `seq`, sorted, each once.
-fn index_names(seq: u64, touches: &[(&Inode, Touch)]) -> SmallVec<[LockName; 8]> {
-    let mut names = SmallVec::new();
+/// Index locks for the touches in a transaction `seq`.
+fn index_names(seq: u64, touches: &[(&Inode, Touch)], names: &mut SmallVec<[LockName; 8]>) {
     for (inode, touch) in touches {
         let regular_new = match touch {
             Touch::New { regular } => Some(*regular),
@@ -282,7 +270,4 @@ fn index_names(seq: u64, touches: &[(&Inode, Touch)]) -> SmallVec<[LockName; 8]>
             }
         }
     }
-    names.sort_unstable();
-    names.dedup();
-    names
 }

@@ -1,63 +1,20 @@
-//! What the namespace is built on and what it asks of its neighbours.
+//! What the namespace asks of the room that keeps the contents of regular files.
 //!
-//! [`Mount`] is the part of a mount that talks to the server; [`FileData`] is the room that keeps the contents of regular
-//! files. Both are traits so that this room can be driven by a test without either.
+//! That room lies above this one (it uses inodes), so what is asked of it is a trait.
 
 use smallvec::SmallVec;
 
 use super::Namespace;
 use super::inode::Inode;
-use crate::block::BlockStore;
 use crate::error::Result;
-use crate::format::layout::{NetRoots, NetStatfs};
-use crate::format::{DataBlock, Ino, Key};
-use crate::item::{ItemLock, ItemShard, Items, Value};
-use crate::lock::LockClient;
+use crate::format::{DataBlock, Key};
+use crate::item::{ChangeSet, ItemLock, Value};
 use crate::sync::Arc;
-use crate::txn::{Hold, Txn};
+use crate::txn::Hold;
 
-/// The mount's requests to the server and its open map.
-pub(crate) trait Mount: Send + Sync {
-    /// A new inode number. `ENOSPC` if there are no more.
-    fn alloc_ino(&self, dir: bool) -> Result<Ino>;
-
-    /// The inodes of `group` (1024 numbers) that other mounts use; a request to the server. The caller holds the group's
-    /// WRITE lock, so that no bit can be added meanwhile.
-    fn others_open(&self, group: u64) -> Result<[u8; 128]>;
-
-    /// Sets this mount's own open map bit of `ino`; the caller holds the group's lock.
-    fn set_open(&self, ino: Ino);
-
-    /// Clears the bit.
-    fn clear_open(&self, ino: Ino);
-
-    /// Space and inode counts as the server knows them.
-    fn statfs(&self) -> Result<NetStatfs>;
-
-    /// Roots of the last stable state of the volume.
-    fn roots(&self) -> Result<NetRoots>;
-}
-
-/// Everything a [`Namespace`] works with.
-pub(crate) struct NamespaceParts {
-    pub(crate) locks: Arc<LockClient<ItemShard>>,
-    pub(crate) items: Arc<Items>,
-    pub(crate) txn: Arc<Txn>,
-    pub(crate) store: Arc<BlockStore>,
-    pub(crate) mount: Arc<dyn Mount>,
-    pub(crate) data: Arc<dyn FileData>,
-    /// Format version of the volume.
-    pub(crate) fmt_vers: u64,
-    pub(crate) options: NamespaceOptions,
-}
-
-/// Choices of a mount that concern names and inodes.
+/// Limits of the caches of this room.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NamespaceOptions {
-    /// Refuse every change with `EROFS`.
-    pub(crate) read_only: bool,
-    /// POSIX ACLs are kept and checked; without, `system.posix_acl_*` is `EOPNOTSUPP`.
-    pub(crate) acl: bool,
     /// Unused inodes kept in memory.
     pub(crate) cached_inodes: usize,
     /// Names kept in memory.
@@ -66,7 +23,7 @@ pub(crate) struct NamespaceOptions {
 
 impl Default for NamespaceOptions {
     fn default() -> Self {
-        NamespaceOptions { read_only: false, acl: true, cached_inodes: 128 * 1024, cached_names: 128 * 1024 }
+        NamespaceOptions { cached_inodes: 128 * 1024, cached_names: 128 * 1024 }
     }
 }
 
@@ -102,4 +59,25 @@ pub(crate) trait FileData: Send + Sync {
 
     /// The planned removal has been applied: remembered mappings are to be dropped.
     fn removed(&self, file: &Arc<Inode>, from: u64);
+}
+
+impl Removal {
+    /// Adds the changes of extent items.
+    pub(crate) fn add_to<'a>(&self, cs: &mut ChangeSet<'a>, lock: &'a ItemLock) {
+        for (key, value) in &self.items {
+            match value {
+                Some(value) => cs.put(lock, *key, value.clone()),
+                None => cs.delete(lock, *key),
+            }
+        }
+    }
+
+    /// Gives the blocks back, after the items have been changed.
+    pub(crate) fn finish(&self, data: &dyn FileData, file: &Arc<Inode>, hold: &Hold<'_>, from: u64) -> Result<()> {
+        for (start, count) in &self.freed {
+            hold.data_free(*start, *count)?;
+        }
+        data.removed(file, from);
+        Ok(())
+    }
 }
