@@ -10,9 +10,10 @@
 //! 2. Space that was promised ([`DataAlloc::reserve`]) is always there when it is asked for: ENOSPC is known when data is
 //!    accepted, not when it is written.
 //! 3. "Empty" means ENOSPC only if a commit would not help; otherwise [`Error::NeedCommit`].
-//! 4. `finish` is done once; asking again gives the same roots.
+//! 4. `finish` changes nothing here: a build of the commit that is thrown away can be made again from the start.
+//! 5. The cost of `finish` is known before it comes: promised space is looked up in the tree when it is promised.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::extent::{Extent, ExtentMap};
 use super::extents::{self, Bounds};
@@ -41,7 +42,9 @@ pub(crate) struct DataAlloc {
     peeked: Option<Option<Extent>>,
     /// Where to look for the one after it.
     at: Option<Extent>,
-    /// Extents of the tree from which something was taken.
+    /// Blocks of the tree's extents that have not been looked up.
+    in_tree: u64,
+    /// Extents of the tree that have been.
     touched: Vec<Extent>,
     /// What is left of them, but for `cached`, in order of size.
     rest: BTreeMap<Place, Extent>,
@@ -53,7 +56,8 @@ pub(crate) struct DataAlloc {
     total: u64,
     /// Promised.
     reserved: u64,
-    finished: bool,
+    /// Items that the owner of the promises will change when it uses them.
+    expected_items: u64,
 }
 
 impl DataAlloc {
@@ -63,6 +67,7 @@ impl DataAlloc {
             store,
             bounds,
             total: avail.total_len.get(),
+            in_tree: avail.total_len.get(),
             avail,
             freed,
             peeked: None,
@@ -72,7 +77,7 @@ impl DataAlloc {
             cached: None,
             gone: ExtentMap::default(),
             reserved: 0,
-            finished: false,
+            expected_items: 0,
         }
     }
 
@@ -104,8 +109,18 @@ impl DataAlloc {
         if count > self.total() {
             return self.exhausted();
         }
+        // Look up as many extents as the promises need: each one adds to what the commit will cost.
+        while self.total.saturating_sub(self.in_tree) < self.reserved + count {
+            let Some(e) = self.pull()? else { return Err(self.short_tree()) };
+            self.rest.insert(place(&e), e);
+        }
         self.reserved += count;
         Ok(())
+    }
+
+    /// Tells how many items using the promises will change, in all.
+    pub(crate) fn expect_items(&mut self, items: u64) {
+        self.expected_items = items;
     }
 
     /// Takes a promise back.
@@ -132,8 +147,8 @@ impl DataAlloc {
     }
 
     fn take(&mut self, count: u64) -> Result<Extent> {
-        if count == 0 || self.finished {
-            return Err(Error::corrupt("data allocator in memory", "asked for nothing, or after its end"));
+        if count == 0 {
+            return Err(Error::corrupt("data allocator in memory", "asked for nothing, or for more than was promised"));
         }
         let e = if count >= DATA_LARGE {
             match self.take_first(count)? {
@@ -144,14 +159,16 @@ impl DataAlloc {
         } else {
             self.take_cached(count)?
         };
-        let Some(e) = e else {
-            return Err(Error::corrupt(
-                "data_avail of the open transaction",
-                format!("{} blocks by its total, none in its size index", self.total),
-            ));
-        };
+        let Some(e) = e else { return Err(self.short_tree()) };
         self.total -= e.len;
         Ok(e)
+    }
+
+    fn short_tree(&self) -> Error {
+        Error::corrupt(
+            "data_avail of the open transaction",
+            format!("{} blocks by its total, none in its size index", self.total),
+        )
     }
 
     fn take_cached(&mut self, count: u64) -> Result<Option<Extent>> {
@@ -173,23 +190,32 @@ impl DataAlloc {
         Ok(e)
     }
 
+    /// Takes the next extent out of the tree.
+    fn pull(&mut self) -> Result<Option<Extent>> {
+        let e = self.peek()?;
+        if let Some(e) = e {
+            self.peeked = None;
+            self.at = Some(e);
+            self.in_tree = self.in_tree.checked_sub(e.len).ok_or_else(|| self.short_tree())?;
+            self.touched.push(e);
+        }
+        Ok(e)
+    }
+
     /// Up to `count` blocks from the front of the first extent in order of size.
     fn take_first(&mut self, count: u64) -> Result<Option<Extent>> {
         let from_tree = self.peek()?;
         let from_rest = self.rest.first_key_value().map(|(p, e)| (*p, *e));
         let e = match (from_tree, from_rest) {
             (None, None) => return Ok(None),
-            (Some(t), rest) if rest.is_none_or(|(p, _)| place(&t) < p) => {
-                self.peeked = None;
-                self.at = Some(t);
-                self.touched.push(t);
-                t
-            }
-            (_, Some((p, e))) => {
+            (tree, Some((p, e))) if tree.is_none_or(|t| p < place(&t)) => {
                 self.rest.remove(&p);
                 e
             }
-            (Some(_), None) => unreachable!("the guard above holds without a rest"),
+            _ => match self.pull()? {
+                Some(e) => e,
+                None => return Ok(None),
+            },
         };
         if e.len > count {
             let tail = Extent::free(e.start + count, e.len - count);
@@ -226,21 +252,25 @@ impl DataAlloc {
                 n => n * items / 500 + 4,
             }
         };
-        tree(&self.avail, self.touched.len() as u64, 6) + tree(&self.freed, self.gone.len() as u64, 2)
+        // The items of a promise lie beside the inode item that was changed with it.
+        let items = self.expected_items / 100 + u64::from(self.expected_items > 0);
+        tree(&self.avail, self.touched.len() as u64, 6) + tree(&self.freed, self.gone.len() as u64, 2) + items
     }
 
     /// Brings all changes into the two trees; the roots are what the commit records.
-    pub(crate) fn finish(&mut self, cow: &mut Cow<'_>) -> Result<(AllocRoot, AllocRoot)> {
-        if self.finished {
-            return Ok((self.avail, self.freed));
-        }
+    pub(crate) fn finish(&self, cow: &mut Cow<'_>) -> Result<(AllocRoot, AllocRoot)> {
         let (mut avail, mut freed) = (self.avail, self.freed);
-        self.touched.sort_unstable_by_key(|e| e.start);
-        for e in &self.touched {
+        // What was looked up and not used stays as it is.
+        let unused = |e: &Extent| self.rest.get(&place(e)) == Some(e);
+        let mut taken: Vec<Extent> = self.touched.iter().copied().filter(|e| !unused(e)).collect();
+        taken.sort_unstable_by_key(|e| e.start);
+        let whole: BTreeSet<u64> = self.touched.iter().filter(|e| unused(e)).map(|e| e.start).collect();
+        let left = self.rest.values().copied().filter(|e| !whole.contains(&e.start)).chain(self.cached);
+        let mut left: Vec<Extent> = left.collect();
+        left.sort_unstable_by_key(|e| e.start);
+        for e in &taken {
             extents::remove_items(cow, &mut avail, e)?;
         }
-        let mut left: Vec<Extent> = self.rest.values().copied().chain(self.cached).collect();
-        left.sort_unstable_by_key(|e| e.start);
         for e in &left {
             extents::insert(cow, &mut avail, self.bounds, e.start, e.len)?;
         }
@@ -253,7 +283,6 @@ impl DataAlloc {
                 format!("{} blocks in the tree, {} expected", avail.total_len.get(), self.total),
             ));
         }
-        (self.avail, self.freed, self.finished) = (avail, freed, true);
         Ok((avail, freed))
     }
 }

@@ -130,7 +130,7 @@ impl Txn {
         run.forget_bloom = build_bloom(&mut cow, &mut new, batch)?;
         srch_file::append(&mut cow, &mut new.srch_file, &self.srch.lock())?;
         new.inode_count_delta = base.inode_count_delta.get().wrapping_add(self.inode_delta.load(Relaxed) as u64).into();
-        if let Some(data) = self.data.lock().as_mut() {
+        if let Some(data) = self.data.lock().as_ref() {
             (new.data_avail, new.data_freed) = data.finish(&mut cow)?;
         }
         (new.meta_avail, new.meta_freed) = meta.finish(&mut run.dirty)?;
