@@ -25,4 +25,7 @@ mod fixture;
 
 pub mod volume;
 
+pub use data::FileExtent;
 pub use error::{Errno, Error, Result};
+pub use format::Ino;
+pub use volume::{Environment, OpenInode, Volume, VolumeOptions};

@@ -3,9 +3,10 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
-use scoutfs::namespace::{Attr, FileKind, SetTime, Time};
+use scoutfs::format::DirentKind;
+use scoutfs::namespace::{Attr, SetTime, Time};
 
-pub fn errno(e: scoutfs::Error) -> Errno {
+pub(crate) fn errno(e: scoutfs::Error) -> Errno {
     match &e {
         scoutfs::Error::Posix(_) => tracing::trace!("{e}"),
         _ => tracing::error!("{e}"),
@@ -13,20 +14,20 @@ pub fn errno(e: scoutfs::Error) -> Errno {
     Errno::from_i32(e.errno().0)
 }
 
-pub fn kind(k: FileKind) -> FileType {
+pub(crate) fn kind(k: DirentKind) -> FileType {
     match k {
-        FileKind::Fifo => FileType::NamedPipe,
-        FileKind::CharDevice => FileType::CharDevice,
-        FileKind::Directory => FileType::Directory,
-        FileKind::BlockDevice => FileType::BlockDevice,
-        FileKind::File => FileType::RegularFile,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::Socket => FileType::Socket,
+        DirentKind::Fifo => FileType::NamedPipe,
+        DirentKind::Char => FileType::CharDevice,
+        DirentKind::Dir => FileType::Directory,
+        DirentKind::Block => FileType::BlockDevice,
+        DirentKind::Regular | DirentKind::Whiteout => FileType::RegularFile,
+        DirentKind::Symlink => FileType::Symlink,
+        DirentKind::Socket => FileType::Socket,
     }
 }
 
 /// The type of a listed entry; unknown stored types are shown as regular files, the kernel asks again on access.
-pub fn dirent_kind(dt: u8) -> FileType {
+pub(crate) fn dirent_kind(dt: u8) -> FileType {
     match dt {
         1 => FileType::NamedPipe,
         2 => FileType::CharDevice,
@@ -38,7 +39,7 @@ pub fn dirent_kind(dt: u8) -> FileType {
     }
 }
 
-pub fn system_time(t: Time) -> SystemTime {
+pub(crate) fn system_time(t: Time) -> SystemTime {
     let nsec = Duration::from_nanos(u64::from(t.nsec));
     let whole = if t.sec >= 0 {
         UNIX_EPOCH.checked_add(Duration::from_secs(t.sec as u64))
@@ -48,7 +49,7 @@ pub fn system_time(t: Time) -> SystemTime {
     whole.and_then(|w| w.checked_add(nsec)).unwrap_or(UNIX_EPOCH)
 }
 
-pub fn set_time(t: TimeOrNow) -> SetTime {
+pub(crate) fn set_time(t: TimeOrNow) -> SetTime {
     match t {
         TimeOrNow::Now => SetTime::Now,
         TimeOrNow::SpecificTime(t) => SetTime::At(t.into()),
@@ -56,17 +57,17 @@ pub fn set_time(t: TimeOrNow) -> SetTime {
 }
 
 /// Device numbers: the volume stores `major << 20 | minor`, the protocol the kernel's 32-bit encoding.
-pub fn rdev_to_fuse(major: u32, minor: u32) -> u32 {
+pub(crate) fn rdev_to_fuse(major: u32, minor: u32) -> u32 {
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }
 
-pub fn rdev_from_fuse(rdev: u32) -> u32 {
+pub(crate) fn rdev_from_fuse(rdev: u32) -> u32 {
     let major = (rdev & 0xfff00) >> 8;
     let minor = (rdev & 0xff) | ((rdev >> 12) & 0xfff00);
     (major << 20) | minor
 }
 
-pub fn attr(a: &Attr) -> FileAttr {
+pub(crate) fn attr(a: &Attr) -> FileAttr {
     FileAttr {
         ino: INodeNo(a.ino.0),
         size: a.size,

@@ -29,14 +29,14 @@ const GENERATION: Generation = Generation(0);
 /// Entries fetched for one listing request; the reply buffer usually ends it earlier.
 const LISTING: usize = 256;
 
-pub struct FrontEnd {
+pub(crate) struct FrontEnd {
     volume: Arc<Volume>,
     handles: Handles,
     max_write: u32,
 }
 
 impl FrontEnd {
-    pub fn new(volume: Arc<Volume>, max_write: u32) -> FrontEnd {
+    pub(crate) fn new(volume: Arc<Volume>, max_write: u32) -> FrontEnd {
         FrontEnd { volume, handles: Handles::new(), max_write }
     }
 
@@ -160,16 +160,7 @@ impl Filesystem for FrontEnd {
         }
     }
 
-    fn mknod(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        rdev: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
         let rdev = convert::rdev_from_fuse(rdev);
         let made = self.volume.mknod(&caller(req, umask), ino(parent), name.as_bytes(), mode, rdev);
         self.entry(made, reply);

@@ -14,12 +14,12 @@ use scoutfs::{Ino, OpenInode, Result, Volume};
 
 const SHARDS: usize = 32;
 
-pub struct Handles {
+pub(crate) struct Handles {
     shards: Vec<Mutex<HashMap<u64, (u64, OpenInode)>>>,
 }
 
 impl Handles {
-    pub fn new() -> Handles {
+    pub(crate) fn new() -> Handles {
         Handles { shards: (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect() }
     }
 
@@ -28,7 +28,7 @@ impl Handles {
     }
 
     /// The kernel is told of `ino` once more.
-    pub fn remember(&self, volume: &Volume, ino: Ino) -> Result<()> {
+    pub(crate) fn remember(&self, volume: &Volume, ino: Ino) -> Result<()> {
         if let Some((count, _)) = self.shard(ino).lock().expect("not poisoned").get_mut(&ino.0) {
             *count += 1;
             return Ok(());
@@ -40,7 +40,7 @@ impl Handles {
     }
 
     /// The kernel is told of an inode that was just made and opened.
-    pub fn insert(&self, ino: Ino, handle: OpenInode) {
+    pub(crate) fn insert(&self, ino: Ino, handle: OpenInode) {
         let surplus = match self.shard(ino).lock().expect("not poisoned").entry(ino.0) {
             Entry::Occupied(mut e) => {
                 e.get_mut().0 += 1;
@@ -55,7 +55,7 @@ impl Handles {
     }
 
     /// The kernel gives `count` references back.
-    pub fn forget(&self, ino: Ino, count: u64) {
+    pub(crate) fn forget(&self, ino: Ino, count: u64) {
         let mut shard = self.shard(ino).lock().expect("not poisoned");
         let last = match shard.entry(ino.0) {
             Entry::Occupied(mut e) => {
@@ -74,7 +74,7 @@ impl Handles {
         drop(last);
     }
 
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         for shard in &self.shards {
             let all = std::mem::take(&mut *shard.lock().expect("not poisoned"));
             drop(all);

@@ -88,7 +88,12 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     // Signals are caught from here on, so that none can end the process half way through opening.
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
 
-    let open = |path| FileDevice::open(path, &FileOptions { read_only: options.read_only, ..FileOptions::default() });
+    let open = |path| {
+        FileDevice::open(
+            path,
+            &FileOptions { read_only: options.read_only, exclusive: !options.read_only, ..FileOptions::default() },
+        )
+    };
     let read_only = options.read_only;
     let volume = Arc::new(Volume::open(open(&args.meta)?, open(&args.data)?, options)?);
 

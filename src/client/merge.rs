@@ -13,9 +13,9 @@ use crate::block::{Cow, DirtySet};
 use crate::btree::{self, MergeArgs, MergeEnd, Reader};
 use crate::error::{Errno, Error, Result};
 use crate::format::consts::LOG_TREES_FINALIZED;
+use crate::format::keys::is_delta;
 use crate::format::layout::{BtreeRoot, LogMergeComplete, LogMergeRequest, LogTrees};
 use crate::format::{Key, KeyRange, check};
-use crate::format::keys::is_delta;
 use crate::net::Command;
 
 const FLAG_SUBTREE: u64 = 1;

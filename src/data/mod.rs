@@ -60,7 +60,15 @@ impl Data {
         todo!()
     }
     /// `mode` as in `fallocate(2)`.
-    pub(crate) fn fallocate(&self, ns: &Namespace, caller: &Caller, ino: Ino, mode: u32, offset: u64, len: u64) -> Result<()> {
+    pub(crate) fn fallocate(
+        &self,
+        ns: &Namespace,
+        caller: &Caller,
+        ino: Ino,
+        mode: u32,
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
         todo!()
     }
     /// First byte at or after `offset` that is data (`ENXIO` past the end).
@@ -72,7 +80,14 @@ impl Data {
         todo!()
     }
     /// Extents that intersect the byte range, at most `max`.
-    pub(crate) fn extents(&self, ns: &Namespace, ino: Ino, offset: u64, len: u64, max: usize) -> Result<Vec<FileExtent>> {
+    pub(crate) fn extents(
+        &self,
+        ns: &Namespace,
+        ino: Ino,
+        offset: u64,
+        len: u64,
+        max: usize,
+    ) -> Result<Vec<FileExtent>> {
         todo!()
     }
     /// The lock is about to be lost: forget clean contents of its inodes, wake who waits for staging.
@@ -81,6 +96,55 @@ impl Data {
     }
     /// Ends the threads; nothing is dirty any more.
     pub(crate) fn close(&self) {
+        todo!()
+    }
+}
+
+impl crate::namespace::FileData for Data {
+    fn before_resize(
+        &self,
+        ns: &Namespace,
+        file: &Arc<crate::namespace::Inode>,
+        lock: &crate::item::ItemLock,
+        size: u64,
+    ) -> Result<()> {
+        todo!()
+    }
+    fn resized(
+        &self,
+        file: &Arc<crate::namespace::Inode>,
+        lock: &crate::item::ItemLock,
+        hold: &crate::txn::Hold<'_>,
+        old_size: u64,
+        new_size: u64,
+    ) {
+        todo!()
+    }
+    fn plan_removal(
+        &self,
+        file: &Arc<crate::namespace::Inode>,
+        lock: &crate::item::ItemLock,
+        hold: &crate::txn::Hold<'_>,
+        from: u64,
+    ) -> Result<crate::namespace::Removal> {
+        todo!()
+    }
+    fn removed(&self, file: &Arc<crate::namespace::Inode>, from: u64) {
+        todo!()
+    }
+}
+
+impl crate::txn::CommitHook for Data {
+    fn is_dirty(&self) -> bool {
+        todo!()
+    }
+    fn prepare(&self, ctx: &crate::txn::CommitCtx) -> Result<()> {
+        todo!()
+    }
+    fn wait(&self) -> Result<bool> {
+        todo!()
+    }
+    fn committed(&self) {
         todo!()
     }
 }

@@ -35,6 +35,6 @@ mod transport;
 pub(crate) use client::{ClientConn, ClientConnConfig, ClientHandler, ConnStatus, Reply};
 pub(crate) use command::Command;
 pub use mem::MemTransport;
-pub(crate) use server::{ServerEvent, ServerNet, ServerNetConfig};
+pub(crate) use server::{RECONNECT_WAIT, ServerEvent, ServerNet, ServerNetConfig};
 pub use tcp::{TcpOptions, TcpTransport};
 pub use transport::{Datagrams, Listener, Stream, Transport};

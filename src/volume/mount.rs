@@ -1,0 +1,256 @@
+//! Putting the rooms of a mount together, and taking them apart in order.
+//!
+//! Order of opening: both super blocks are read and checked before anything is written; then the election (if the mount is a
+//! member), the connection, the root inode, the first transaction, background work. Closing is the reverse (`spec/04 §7.9`,
+//! `spec/05 §7.5`).
+
+use std::net::SocketAddr;
+
+use super::{Environment, VolumeOptions};
+use crate::block::BlockStore;
+use crate::client::snapshot::SnapshotLink;
+use crate::client::{CacheListener, Inbox, Node, NodeConfig, ServerLink};
+use crate::data::{Data, DataParts};
+use crate::device::BlockDevice;
+use crate::error::{Errno, Error, Result};
+use crate::format::check::{self, DeviceRole};
+use crate::format::consts::{SMALL_BYTES, SUPER_BLKNO};
+use crate::format::layout::SuperBlock;
+use crate::format::{Rid, keys};
+use crate::lock::{LockName, Mode};
+use crate::namespace::{Namespace, NamespaceOptions, NamespaceParts};
+use crate::net::{ClientConn, ClientConnConfig, MemTransport, RECONNECT_WAIT, Transport};
+use crate::quorum::{self, MemberConfig, QuorumDisk, QuorumMember};
+use crate::server::{ConfirmFencing, Fencer, LocalServer, ServerConfig};
+use crate::sync::{Arc, OnceLock, Weak};
+
+/// A mount with all its rooms.
+pub(super) struct Mounted {
+    pub(super) ns: Arc<Namespace>,
+    pub(super) data: Arc<Data>,
+    node: Arc<Node>,
+    member: Option<Arc<QuorumMember>>,
+    closed: bool,
+}
+
+/// The checked super blocks of the two devices.
+fn read_supers(meta: &dyn BlockDevice, data: &dyn BlockDevice) -> Result<SuperBlock> {
+    let mut found = Vec::new();
+    for (dev, role) in [(meta, DeviceRole::Meta), (data, DeviceRole::Data)] {
+        let at = SUPER_BLKNO * SMALL_BYTES as u64;
+        if dev.size() < at + SMALL_BYTES as u64 {
+            return Err(Error::invalid(format!("{} is too small to hold a super block", dev.name())));
+        }
+        let mut block = vec![0; SMALL_BYTES];
+        dev.read_at(at, &mut block)?;
+        let sb: SuperBlock = match (check::decode_super(&block, &dev.name()), role) {
+            // The server role repairs a torn super block from its shadow; until then the mount reads the shadow too.
+            (Err(_), DeviceRole::Meta) => *crate::server::read_super(dev)?,
+            (sb, _) => sb?,
+        };
+        check::validate_super(&sb, role, dev.size())?;
+        found.push(sb);
+    }
+    check::validate_super_pair(&found[0], &found[1])?;
+    Ok(found[0])
+}
+
+fn random_rid() -> u64 {
+    loop {
+        let rid = rand::random();
+        if rid != 0 && rid != u64::MAX {
+            return rid;
+        }
+    }
+}
+
+impl Mounted {
+    pub(super) fn open(
+        meta: Arc<dyn BlockDevice>,
+        data_dev: Arc<dyn BlockDevice>,
+        options: &VolumeOptions,
+        environment: Environment,
+    ) -> Result<Mounted> {
+        let sb = read_supers(&*meta, &*data_dev)?;
+        if !options.read_only && (meta.read_only() || data_dev.read_only()) {
+            return Err(Error::Posix(Errno::EROFS));
+        }
+        let fsid = sb.hdr.fsid.get();
+        let rid = random_rid();
+        let store = BlockStore::new(meta.clone(), fsid, options.block_cache_bytes);
+        let config =
+            NodeConfig { store: store.clone(), data_dev: data_dev.clone(), rid, fmt_vers: sb.fmt_vers.get(), options };
+        let mut member = None;
+        let node = if options.read_only {
+            Node::new(config, |inbox| {
+                Ok(SnapshotLink::start(store.clone(), meta.size(), inbox.clone())? as Arc<dyn ServerLink>)
+            })?
+        } else {
+            let network = Network { store: &store, meta: &meta, data_dev: &data_dev, sb: &sb, rid, options };
+            network.check()?;
+            let transport = environment.transport.unwrap_or_else(|| MemTransport::new());
+            let fencer = environment.fencer.unwrap_or_else(|| Arc::new(ConfirmFencing));
+            member = network.join_quorum(&transport, fencer)?;
+            Node::new(config, |inbox| network.connect(transport, inbox))?
+        };
+        let opened = Mounted::build(node.clone(), options);
+        match opened {
+            Ok((ns, data)) => Ok(Mounted { ns, data, node, member, closed: false }),
+            Err(e) => {
+                // A mount that fails half way says farewell, so that nobody has to fence it.
+                let _ = node.leave();
+                if let Some(member) = member {
+                    let _ = member.leave();
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// The rooms above the node; the first lock and the first transaction wait for a server.
+    fn build(node: Arc<Node>, options: &VolumeOptions) -> Result<(Arc<Namespace>, Arc<Data>)> {
+        let data = Data::new(DataParts {
+            items: node.items.clone(),
+            txn: node.txn.clone(),
+            data_dev: node.data_dev.clone(),
+            read_only: options.read_only,
+            cache_bytes: options.data_cache_bytes,
+            dirty_bytes: options.data_dirty_bytes,
+        })?;
+        let ns = Namespace::new(NamespaceParts {
+            locks: node.locks.clone(),
+            items: node.items.clone(),
+            txn: node.txn.clone(),
+            store: node.store.clone(),
+            mount: node.clone(),
+            data: data.clone(),
+            fmt_vers: node.fmt_vers,
+            options: NamespaceOptions { read_only: options.read_only, acl: options.acl, ..NamespaceOptions::default() },
+        });
+        node.add_listener(Arc::new(Listener(Arc::downgrade(&data))));
+        node.lock(LockName::inode(crate::format::Ino::ROOT), Mode::Read).map(drop)?;
+        node.open(data.clone())?;
+        ns.getattr(crate::format::Ino::ROOT)?;
+        let weak = Arc::downgrade(&ns);
+        node.start_background(options, Arc::new(move || weak.upgrade().map_or(Ok(()), |ns| ns.scan_orphans())))?;
+        Ok((ns, data))
+    }
+
+    pub(super) fn close(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.closed, true) {
+            return Ok(());
+        }
+        self.node.stop_background();
+        let emptied = self.ns.close();
+        let left = self.node.leave();
+        self.data.close();
+        let quit = self.member.take().map_or(Ok(()), |m| m.leave());
+        emptied.and(left).and(quit)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if !std::mem::replace(&mut self.closed, true) {
+            self.node.close_forced();
+            self.data.close();
+            if let Some(member) = self.member.take() {
+                member.abandon();
+            }
+        }
+    }
+}
+
+/// What a mount needs to know to meet the others.
+struct Network<'a> {
+    store: &'a Arc<BlockStore>,
+    meta: &'a Arc<dyn BlockDevice>,
+    data_dev: &'a Arc<dyn BlockDevice>,
+    sb: &'a SuperBlock,
+    rid: u64,
+    options: &'a VolumeOptions,
+}
+
+impl Network<'_> {
+    fn check(&self) -> Result<()> {
+        quorum::validate_config(&self.sb.qconf, self.options.quorum_slot.map(usize::from))
+    }
+
+    fn disk(&self) -> Arc<QuorumDisk> {
+        Arc::new(QuorumDisk::new(self.meta.clone(), self.sb.hdr.fsid.get()))
+    }
+
+    fn join_quorum(
+        &self,
+        transport: &Arc<dyn Transport>,
+        fencer: Arc<dyn Fencer>,
+    ) -> Result<Option<Arc<QuorumMember>>> {
+        let Some(slot) = self.options.quorum_slot.map(usize::from) else { return Ok(None) };
+        let addr = quorum::slot_addr(&self.sb.qconf, slot).ok_or_else(|| Error::invalid("the slot is not present"))?;
+        let member: Arc<OnceLock<Weak<QuorumMember>>> = Arc::default();
+        let changed = member.clone();
+        let server = LocalServer::new(ServerConfig {
+            store: self.store.clone(),
+            data_dev: Some(self.data_dev.clone()),
+            transport: transport.clone(),
+            addr,
+            fencer,
+            merge_wait: self.options.log_merge_wait,
+            reconnect_wait: RECONNECT_WAIT,
+            on_change: Arc::new(move || {
+                if let Some(member) = changed.get().and_then(Weak::upgrade) {
+                    member.server_changed();
+                }
+            }),
+        });
+        let started = QuorumMember::start(MemberConfig {
+            fsid: self.sb.hdr.fsid.get(),
+            rid: self.rid,
+            slot,
+            qconf: self.sb.qconf,
+            heartbeat_timeout: self.options.heartbeat_timeout,
+            transport: transport.clone(),
+            disk: self.disk(),
+            server: Arc::new(server),
+        })?;
+        let _ = member.set(Arc::downgrade(&started));
+        // The server may have become ready before it knew whom to tell.
+        started.server_changed();
+        Ok(Some(started))
+    }
+
+    fn connect(&self, transport: Arc<dyn Transport>, inbox: &Arc<Inbox>) -> Result<Arc<dyn ServerLink>> {
+        let (disk, qconf) = (self.disk(), self.sb.qconf);
+        let find_server = move || -> Result<(SocketAddr, u64)> { quorum::find_server(&qconf, &disk.read_all()) };
+        let (store, rid) = (self.store.clone(), self.rid);
+        let is_still_mounted = move || -> Result<bool> {
+            let sb = check::decode_super(&store.read_small(SUPER_BLKNO)?[..], "metadata device")?;
+            let reader = crate::btree::Reader::new(&store);
+            let found = crate::btree::lookup(&reader, &sb.mounted_clients, &keys::mounted_client(Rid(rid)))?;
+            Ok(found.is_some())
+        };
+        let conn = ClientConn::start(ClientConnConfig {
+            rid: self.rid,
+            fsid: self.sb.hdr.fsid.get(),
+            fmt_vers: self.sb.fmt_vers.get(),
+            quorum_member: self.options.quorum_slot.is_some(),
+            transport,
+            find_server: Box::new(find_server),
+            is_still_mounted: Box::new(is_still_mounted),
+            handler: inbox.clone(),
+        })?;
+        Ok(conn)
+    }
+}
+
+/// Drops cached file contents when a lock goes. Cached inodes and names need nothing: they are valid only under the grant
+/// under which they were read.
+struct Listener(Weak<Data>);
+
+impl CacheListener for Listener {
+    fn revoked(&self, name: LockName, to: Mode) {
+        if let Some(data) = self.0.upgrade() {
+            data.revoked(name, to);
+        }
+    }
+}
