@@ -28,4 +28,4 @@ mod open_map;
 pub(crate) mod snapshot;
 
 pub(crate) use link::{Inbox, ServerLink};
-pub(crate) use node::{CacheListener, Node, NodeConfig};
+pub(crate) use node::{CacheListener, Indexed, Node, NodeConfig};

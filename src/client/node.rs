@@ -1,9 +1,12 @@
 //! One mount of a volume.
 //!
 //! Invariants:
-//!  1. Losing a lock drops, in this order, what the listeners cache under it and the cached items; never anything dirty.
-//!  2. A mount leaves in the order of `spec/04 §7.9`: background work, caches (by the volume), locks, last commit, farewell.
+//!  1. Cluster locks are taken before the transaction is held, never inside ([`Node::indexed`] keeps the order of
+//!     `spec/06 §5.1`).
+//!  2. Losing a lock drops, in this order, what the listeners cache under it and the cached items; never anything dirty.
+//!  3. A mount leaves in the order of `spec/04 §7.9`: background work, caches (by the volume), locks, last commit, farewell.
 
+use smallvec::SmallVec;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U64;
 
@@ -13,16 +16,15 @@ use super::link::{Inbox, Outbox, ServerLink, call};
 use super::open_map::OpenMap;
 use crate::block::BlockStore;
 use crate::device::BlockDevice;
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result, fail};
 use crate::format::Ino;
 use crate::format::layout::{NetInodeAlloc, NetRoots, NetStatfs, OpenInoMap, OpenInoMapArgs};
-use crate::item::{ItemLock, ItemShard, Items, ItemsConfig};
+use crate::item::{CoveringLock, ItemLock, ItemShard, Items, ItemsConfig};
 use crate::lock::{Lock, LockClient, LockClientConfig, LockName, LockStatus, Mode, Revoke};
-use crate::namespace::Mount;
 use crate::net::Command;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, RwLock};
-use crate::txn::{CommitHook, Txn, TxnConfig};
+use crate::txn::{CommitHook, Hold, HoldKind, Txn, TxnConfig};
 use crate::volume::VolumeOptions;
 
 /// Somebody who caches what a lock covers, other than items: inodes, names, pages.
@@ -59,6 +61,20 @@ pub(crate) struct Node {
     revoker: Arc<Revoker>,
     background: Mutex<Option<Background>>,
     down: AtomicBool,
+}
+
+/// The locks on sequence index items that an operation needs, and the transaction that they belong to. The hold goes first.
+pub(crate) struct Indexed<'a> {
+    pub(crate) hold: Hold<'a>,
+    locks: SmallVec<[ItemLock; 4]>,
+}
+
+impl Indexed<'_> {
+    /// The lock that covers `name`, one of the names asked for.
+    pub(crate) fn lock(&self, name: LockName) -> Result<&CoveringLock> {
+        let found = self.locks.iter().find(|l| l.name() == name);
+        found.map(|l| &**l).ok_or_else(|| Error::invalid(format!("{name:?} was not locked")))
+    }
 }
 
 impl Node {
@@ -140,9 +156,97 @@ impl Node {
         self.locks.acquire(name, mode)
     }
 
+    /// As [`Node::lock`] through a kept lock object.
+    pub(crate) fn lock_held(&self, lock: &Arc<CoveringLock>, mode: Mode) -> Result<ItemLock> {
+        self.locks.acquire_held(lock, mode)
+    }
+
+    /// The locks of the groups of `inos`, in rising order, each group once.
+    pub(crate) fn lock_inodes(&self, inos: &[Ino], mode: Mode) -> Result<SmallVec<[ItemLock; 4]>> {
+        let mut groups: SmallVec<[u64; 4]> = inos.iter().map(|i| i.0 >> 10).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        groups.into_iter().map(|g| self.lock(LockName::inode(Ino(g << 10)), mode)).collect()
+    }
+
+    /// Takes the index locks that `names` asks for in the transaction with the given sequence, in order, and enters that
+    /// transaction (`spec/06 §3.4`). `names` is asked again when the sequence moved meanwhile.
+    pub(crate) fn indexed(
+        &self,
+        kind: HoldKind,
+        mut names: impl FnMut(u64, &mut SmallVec<[LockName; 8]>),
+    ) -> Result<Indexed<'_>> {
+        if self.read_only {
+            return fail(Errno::EROFS);
+        }
+        let mut wanted = SmallVec::new();
+        loop {
+            let seq = self.txn.seq();
+            wanted.clear();
+            names(seq, &mut wanted);
+            wanted.sort_unstable();
+            wanted.dedup();
+            let locks = wanted.iter().map(|n| self.lock(*n, Mode::WriteOnly)).collect::<Result<SmallVec<[_; 4]>>>()?;
+            let hold = self.txn.hold(kind)?;
+            if hold.seq() == seq {
+                return Ok(Indexed { hold, locks });
+            }
+        }
+    }
+
+    /// A new inode number, for a directory or for anything else.
+    pub(crate) fn alloc_ino(&self, dir: bool) -> Result<Ino> {
+        self.inos.take(dir, &|count| {
+            let got: NetInodeAlloc = call(&*self.link, Command::AllocInodes, U64::new(count).as_bytes())?;
+            Ok((got.ino.get(), got.nr.get()))
+        })
+    }
+
+    /// Marks an inode as in use here.
+    pub(crate) fn omap_set(&self, ino: Ino) {
+        self.omap.set(ino);
+    }
+
+    /// Marks an inode as no longer in use here.
+    pub(crate) fn omap_clear(&self, ino: Ino) {
+        self.omap.clear(ino);
+    }
+
+    /// Is the inode in use here?
+    pub(crate) fn omap_test(&self, ino: Ino) -> bool {
+        self.omap.test(ino)
+    }
+
+    /// Forgets groups of the open map without bits.
+    pub(crate) fn omap_trim(&self) {
+        self.omap.trim();
+    }
+
+    /// The union of all *other* mounts' open bits of a group of 1024 inodes.
+    pub(crate) fn open_map(&self, group: u64) -> Result<[u8; 128]> {
+        let args = OpenInoMapArgs { group_nr: group.into(), req_id: 0.into() };
+        let map: OpenInoMap = call(&*self.link, Command::OpenInoMap, args.as_bytes())?;
+        if map.args.group_nr.get() != group {
+            return Err(Error::corrupt("open map from the server", format!("group {} for {group}", map.args.group_nr)));
+        }
+        let mut bits = [0; 128];
+        bits.copy_from_slice(map.bits.as_bytes());
+        Ok(bits)
+    }
+
+    /// Free space as of the last server commit.
+    pub(crate) fn statfs(&self) -> Result<NetStatfs> {
+        call(&*self.link, Command::Statfs, &[])
+    }
+
     /// No change with a sequence up to this can still appear.
     pub(crate) fn last_seq(&self) -> Result<u64> {
         Ok(call::<U64>(&*self.link, Command::GetLastSeq, &[])?.get())
+    }
+
+    /// The roots of the last server commit.
+    pub(crate) fn roots(&self) -> Result<NetRoots> {
+        call(&*self.link, Command::GetRoots, &[])
     }
 
     /// Any other request.
@@ -194,42 +298,6 @@ impl Node {
         self.stop_background();
         self.link.close();
         self.locks.close();
-    }
-}
-
-impl Mount for Node {
-    fn alloc_ino(&self, dir: bool) -> Result<Ino> {
-        self.inos.take(dir, &|count| {
-            let got: NetInodeAlloc = call(&*self.link, Command::AllocInodes, U64::new(count).as_bytes())?;
-            Ok((got.ino.get(), got.nr.get()))
-        })
-    }
-
-    fn others_open(&self, group: u64) -> Result<[u8; 128]> {
-        let args = OpenInoMapArgs { group_nr: group.into(), req_id: 0.into() };
-        let map: OpenInoMap = call(&*self.link, Command::OpenInoMap, args.as_bytes())?;
-        if map.args.group_nr.get() != group {
-            return Err(Error::corrupt("open map from the server", format!("group {} for {group}", map.args.group_nr)));
-        }
-        let mut bits = [0; 128];
-        bits.copy_from_slice(map.bits.as_bytes());
-        Ok(bits)
-    }
-
-    fn set_open(&self, ino: Ino) {
-        self.omap.set(ino);
-    }
-
-    fn clear_open(&self, ino: Ino) {
-        self.omap.clear(ino);
-    }
-
-    fn statfs(&self) -> Result<NetStatfs> {
-        call(&*self.link, Command::Statfs, &[])
-    }
-
-    fn roots(&self) -> Result<NetRoots> {
-        call(&*self.link, Command::GetRoots, &[])
     }
 }
 

@@ -18,7 +18,7 @@ use crate::format::consts::{SMALL_BYTES, SUPER_BLKNO};
 use crate::format::layout::SuperBlock;
 use crate::format::{Rid, keys};
 use crate::lock::{LockName, Mode};
-use crate::namespace::{Namespace, NamespaceOptions, NamespaceParts};
+use crate::namespace::{Namespace, NamespaceOptions};
 use crate::net::{ClientConn, ClientConnConfig, MemTransport, RECONNECT_WAIT, Transport};
 use crate::quorum::{self, MemberConfig, QuorumDisk, QuorumMember};
 use crate::server::{ConfirmFencing, Fencer, LocalServer, ServerConfig};
@@ -117,16 +117,7 @@ impl Mounted {
             cache_bytes: options.data_cache_bytes,
             dirty_bytes: options.data_dirty_bytes,
         })?;
-        let ns = Namespace::new(NamespaceParts {
-            locks: node.locks.clone(),
-            items: node.items.clone(),
-            txn: node.txn.clone(),
-            store: node.store.clone(),
-            mount: node.clone(),
-            data: data.clone(),
-            fmt_vers: node.fmt_vers,
-            options: NamespaceOptions { read_only: options.read_only, acl: options.acl, ..NamespaceOptions::default() },
-        });
+        let ns = Namespace::new(node.clone(), data.clone(), NamespaceOptions::default());
         node.add_listener(Arc::new(Listener(Arc::downgrade(&data))));
         node.lock(LockName::inode(crate::format::Ino::ROOT), Mode::Read).map(drop)?;
         node.open(data.clone())?;
@@ -141,11 +132,11 @@ impl Mounted {
             return Ok(());
         }
         self.node.stop_background();
-        let emptied = self.ns.close();
+        self.ns.close();
         let left = self.node.leave();
         self.data.close();
         let quit = self.member.take().map_or(Ok(()), |m| m.leave());
-        emptied.and(left).and(quit)
+        left.and(quit)
     }
 }
 
