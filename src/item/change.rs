@@ -241,10 +241,10 @@ impl Change<'_> {
     fn check_locks(&self) -> Result<()> {
         let serves = self.lock.mode() == self.op.mode() && self.lock.range().contains(&self.key);
         if !serves {
-            return refuse(self.lock, &self.key, "change");
+            refuse(self.lock, &self.key, "change")?;
         }
         if let Some(primary) = self.primary.filter(|p| p.mode() != Mode::Write) {
-            return refuse(primary, &self.key, "primary");
+            refuse(primary, &primary.range().start, "primary")?;
         }
         if keys::is_delta(&self.key) != matches!(self.op, Op::Delta(_)) {
             return Err(Error::invalid(format!("item {}: totals change by differences, nothing else does", self.key)));

@@ -20,7 +20,7 @@ mod shard;
 pub(crate) mod totals;
 mod value;
 
-pub(crate) use cache::{Items, ItemsConfig, RootsSource};
+pub(crate) use cache::{CommitScope, Items, ItemsConfig, RootsSource};
 pub(crate) use change::{ChangeSet, InTransaction};
 pub(crate) use dirty::{DirtyBatch, DirtyItem};
 pub(crate) use shard::ItemShard;

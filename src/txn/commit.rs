@@ -21,8 +21,8 @@ use crate::error::{Error, Result};
 use crate::format::consts::{LOG_TREES_FINALIZED, SMALL_BYTES};
 use crate::format::layout::{BlockRef, LogTrees};
 use crate::format::{check, keys};
-use crate::item::DirtyBatch;
 use crate::item::bloom::BloomContent;
+use crate::item::{CommitScope, DirtyBatch};
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::{Arc, thread};
 
@@ -100,6 +100,7 @@ impl Txn {
     fn prepare(&self, run: &mut Run) -> Result<Step> {
         self.gate.close();
         if let Some(hook) = self.hook.get() {
+            let _scope = CommitScope::enter();
             hook.prepare(&CommitCtx { hold: self.committer() })?;
         }
         run.batch = Some(self.items.freeze());

@@ -29,6 +29,8 @@ mod hold;
 mod room;
 mod srch_file;
 #[cfg(test)]
+pub(crate) mod testbox;
+#[cfg(test)]
 mod tests;
 
 use std::time::Duration;
