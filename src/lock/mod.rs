@@ -70,3 +70,6 @@ pub(crate) trait LockSender: Send + Sync {
     /// talks to another server by now.
     fn send_invalidate_response(&self, epoch: u64, id: u64, lock: &NetLock);
 }
+
+#[cfg(test)]
+mod tests;
