@@ -179,6 +179,12 @@ impl Cow<'_> {
         Ok(new)
     }
 
+    /// Undoes the [`content_mut`](Self::content_mut) that made this new block.
+    pub(crate) fn cancel_block(&mut self, r: &BlockRef) {
+        self.dirty.blocks.remove(&r.blkno.get());
+        self.alloc.cancel(MetaBlock(r.blkno.get()));
+    }
+
     /// Frees a block, dropping it from the dirty set if it is there.
     pub(crate) fn free_block(&mut self, r: &BlockRef) -> Result<()> {
         let blkno = r.blkno.get();

@@ -74,6 +74,11 @@ pub(super) struct Node {
 }
 
 impl Node {
+    /// A parent without children yet.
+    pub(super) fn empty_parent(level: u8) -> Node {
+        Node { level, ..Node::default() }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.heads.len()
     }

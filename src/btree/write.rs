@@ -161,7 +161,7 @@ pub(super) fn split(cow: &mut Cow, root: &mut BtreeRoot, place: &Place, at: usiz
     let (parent, rank) = match parent {
         Ok(parent) => parent,
         Err(e) => {
-            cow.free_block(&left_ref)?;
+            cow.cancel_block(&left_ref);
             return Err(e);
         }
     };
@@ -181,7 +181,7 @@ fn grow_root(cow: &mut Cow, root: &mut BtreeRoot) -> Result<(BlockRef, usize)> {
     }
     let mut r = NULL_REF;
     let parent = cow.content_mut::<Node>(&mut r)?;
-    parent.level = root.height;
+    *parent = Node::empty_parent(root.height);
     parent.insert_child(0, Key::ONES, &root.block_ref);
     root.block_ref = r;
     root.height += 1;
