@@ -24,6 +24,8 @@ mod recovery;
 mod shadow;
 mod shell;
 mod splice;
+#[cfg(test)]
+mod tests;
 mod trees;
 
 pub use fence::{ConfirmFencing, FenceReason, Fencer, RefuseFencing};

@@ -1,0 +1,9 @@
+//! The server core driven directly, over volumes in memory.
+
+mod account;
+mod compactions;
+mod crash;
+mod harness;
+mod members;
+mod merges;
+mod transactions;
