@@ -44,7 +44,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Fruitless greeted sockets in a row after which the mounted client item is looked up.
+/// Answered greetings in a row that led to nothing after which the mounted client item is looked up.
 const REFUSALS_BEFORE_LOOKUP: u32 = 3;
 
 /// Greeting flag: the client has begun to leave.
@@ -495,7 +495,7 @@ struct Dialer {
     inner: Arc<Inner>,
     find_server: Box<dyn FnMut() -> Result<(SocketAddr, u64)> + Send>,
     is_still_mounted: Box<dyn FnMut() -> Result<bool> + Send>,
-    /// Greeted sockets in a row that brought nothing.
+    /// Answered greetings in a row that led to nothing.
     refusals: u32,
 }
 
@@ -583,8 +583,11 @@ impl Dialer {
     fn converse(&mut self, stream: &Arc<dyn Stream>, progress: &mut bool) -> Result<()> {
         let inner = self.inner.clone();
         let mut reader = FrameReader::new();
-        let term = self.greet(&**stream, &mut reader)?;
-        self.refusals += 1;
+        let mut answered = false;
+        let greeted = self.greet(&**stream, &mut reader, &mut answered);
+        // Forgotten below if the socket brings something.
+        self.refusals += u32::from(answered);
+        let term = greeted?;
         let is_new = {
             let mut state = inner.link.lock();
             if state.own.down || state.own.left {
@@ -619,7 +622,7 @@ impl Dialer {
     }
 
     /// Sends the greeting and waits for a good answer: the server's term.
-    fn greet(&self, stream: &dyn Stream, reader: &mut FrameReader) -> Result<u64> {
+    fn greet(&self, stream: &dyn Stream, reader: &mut FrameReader, answered: &mut bool) -> Result<u64> {
         let mut out = Vec::new();
         let id = {
             let mut state = self.inner.link.lock();
@@ -632,6 +635,7 @@ impl Dialer {
         let mut refused = false;
         read_frames(stream, reader, |frame| {
             answer = self.inner.check_greeting(id, frame);
+            *answered = true;
             refused = frame.head.cmd == Command::Greeting && frame.head.error != 0;
             Ok(false)
         })?;

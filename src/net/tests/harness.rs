@@ -1,15 +1,22 @@
 //! A server that answers everything, and a handler that notes what it gets.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, unbounded};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use zerocopy::IntoBytes;
 
 use crate::error::{Error, Result};
+use crate::format::layout::NetGreeting;
 use crate::net::client::{ClientConn, ClientConnConfig, ClientHandler, Reply};
+use crate::net::codec::{FrameReader, Head, encode};
 use crate::net::command::Command;
 use crate::net::server::{ServerEvent, ServerNet, ServerNetConfig};
-use crate::net::transport::Transport;
+use crate::net::transport::{Datagrams, Listener, Stream, Transport};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, thread};
 
 pub(super) const FSID: u64 = 0x1122_3344_5566_7788;
@@ -144,4 +151,129 @@ pub(super) fn eventually<T>(name: &str, mut what: impl FnMut() -> Option<T>) -> 
 
 pub(super) fn ok(result: Result<Vec<u8>>) -> Vec<u8> {
     result.expect("the server answers well")
+}
+
+/// A peer that writes and reads frames by hand.
+pub(super) struct Raw {
+    pub(super) stream: Arc<dyn Stream>,
+    reader: FrameReader,
+}
+
+impl Raw {
+    pub(super) fn new(stream: Arc<dyn Stream>) -> Raw {
+        Raw { stream, reader: FrameReader::new() }
+    }
+
+    pub(super) fn connect(transport: &Arc<dyn Transport>, addr: SocketAddr) -> Raw {
+        Raw::new(transport.connect(addr, Duration::from_secs(1)).expect("a server listens"))
+    }
+
+    pub(super) fn send(&self, head: Head, payload: &[u8]) {
+        let mut bytes = Vec::new();
+        encode(&mut bytes, &head, payload);
+        // The other end may have closed already.
+        let _ = self.stream.write(&bytes);
+    }
+
+    pub(super) fn request(&self, seq: u64, id: u64, cmd: Command, payload: &[u8]) {
+        self.send(Head { seq, recv_seq: 0, id, cmd, response: false, error: 0 }, payload);
+    }
+
+    pub(super) fn greet(&self, rid: u64, seq: u64, server_term: u64, flags: u64) {
+        let greeting = greeting(rid, server_term, flags);
+        self.request(seq, seq, Command::Greeting, greeting.as_bytes());
+    }
+
+    /// The next frame; `None` when the other end has closed.
+    pub(super) fn receive(&mut self) -> Option<(Head, Vec<u8>)> {
+        loop {
+            if let Some(frame) = self.reader.next().expect("good frames") {
+                return Some((frame.head, frame.payload.to_vec()));
+            }
+            match self.stream.read(self.reader.space()) {
+                Ok(0) | Err(_) => return None,
+                Ok(n) => self.reader.filled(n),
+            }
+        }
+    }
+}
+
+pub(super) fn greeting(rid: u64, server_term: u64, flags: u64) -> NetGreeting {
+    NetGreeting {
+        fsid: FSID.into(),
+        fmt_vers: 2.into(),
+        server_term: server_term.into(),
+        rid: rid.into(),
+        flags: flags.into(),
+    }
+}
+
+/// A network whose streams break after a random number of bytes, as long as it is told to.
+pub(super) struct Breaking {
+    inner: Arc<dyn Transport>,
+    rng: Mutex<StdRng>,
+    pub(super) calm: Arc<AtomicBool>,
+}
+
+impl Breaking {
+    pub(super) fn new(inner: Arc<dyn Transport>, seed: u64) -> Arc<Breaking> {
+        let rng = Mutex::new(StdRng::seed_from_u64(seed));
+        Arc::new(Breaking { inner, rng, calm: Arc::new(AtomicBool::new(false)) })
+    }
+}
+
+struct BreakingStream {
+    inner: Arc<dyn Stream>,
+    left: Mutex<usize>,
+    calm: Arc<AtomicBool>,
+}
+
+impl BreakingStream {
+    /// How many of `wanted` bytes still pass.
+    fn allow(&self, wanted: usize) -> usize {
+        if self.calm.load(Ordering::Relaxed) {
+            return wanted;
+        }
+        let mut left = self.left.lock();
+        let n = wanted.min(*left);
+        *left -= n;
+        if *left == 0 {
+            self.inner.shutdown();
+        }
+        n
+    }
+}
+
+impl Stream for BreakingStream {
+    fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        // What was read beyond the break never arrived.
+        Ok(self.allow(n))
+    }
+    fn write(&self, buf: &[u8]) -> io::Result<usize> {
+        self.inner.write(&buf[..self.allow(buf.len())])
+    }
+    fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
+        self.inner.try_write(&buf[..self.allow(buf.len())])
+    }
+    fn shutdown(&self) {
+        self.inner.shutdown();
+    }
+    fn peer_addr(&self) -> SocketAddr {
+        self.inner.peer_addr()
+    }
+}
+
+impl Transport for Breaking {
+    fn listen(&self, addr: SocketAddr) -> Result<Arc<dyn Listener>> {
+        self.inner.listen(addr)
+    }
+    fn connect(&self, addr: SocketAddr, timeout: Duration) -> Result<Arc<dyn Stream>> {
+        let inner = self.inner.connect(addr, timeout)?;
+        let left = Mutex::new(self.rng.lock().random_range(1..30_000));
+        Ok(Arc::new(BreakingStream { inner, left, calm: self.calm.clone() }))
+    }
+    fn datagrams(&self, addr: SocketAddr) -> Result<Arc<dyn Datagrams>> {
+        self.inner.datagrams(addr)
+    }
 }

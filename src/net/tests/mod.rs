@@ -2,6 +2,7 @@
 
 mod codec;
 mod conversation;
+mod defects;
 mod harness;
 mod property;
 mod sequences;
