@@ -95,6 +95,15 @@ impl Items {
 
     /// The first item from `key` to the lesser of `last` and the end of the lock. `None` may mean "end of the lock".
     pub(crate) fn next(&self, lock: &CoveringLock, key: &Key, last: &Key) -> Result<Option<(Key, Value)>> {
+        if *key <= lock.range().end.min(*last) {
+            check_read(lock, key)?;
+        }
+        self.next_for_commit(lock, key, last)
+    }
+
+    /// [`Self::next`] for a commit: the lock's mode may have been lowered already, but what it covers stays this mount's
+    /// until the commit is done.
+    pub(crate) fn next_for_commit(&self, lock: &CoveringLock, key: &Key, last: &Key) -> Result<Option<(Key, Value)>> {
         let mut found = Vec::new();
         self.gather(lock, *key, *last, 1, &mut found)?;
         Ok(found.pop())
@@ -111,6 +120,9 @@ impl Items {
         let mut from = range.start.max(lock.range().start);
         let mut batch = Vec::with_capacity(SCAN_BATCH);
         loop {
+            if from <= range.end.min(lock.range().end) {
+                check_read(lock, &from)?;
+            }
             self.gather(lock, from, range.end, SCAN_BATCH, &mut batch)?;
             let more = batch.len() == SCAN_BATCH;
             for (key, value) in batch.drain(..) {
@@ -125,7 +137,7 @@ impl Items {
         }
     }
 
-    /// Up to `max` items from `from` to the lesser of `last` and the end of the lock.
+    /// Up to `max` items from `from` to the lesser of `last` and the end of the lock, whatever its mode.
     fn gather(
         &self,
         lock: &CoveringLock,
@@ -138,7 +150,6 @@ impl Items {
         if from > last {
             return Ok(());
         }
-        check_read(lock, &from)?;
         let core = &*lock.state().core;
         core.touch();
         let (mut at, last) = (Packed::new(&from), Packed::new(&last));

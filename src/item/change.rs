@@ -28,6 +28,12 @@ const SMALL_SET: usize = 16;
 pub(crate) trait InTransaction {
     /// Sequence of the open transaction.
     fn seq(&self) -> u64;
+
+    /// Is this the commit itself? It may change what a lock covers although its mode has been lowered already: nobody else
+    /// is given the lock before the commit is done.
+    fn commits(&self) -> bool {
+        false
+    }
 }
 
 #[derive(Debug)]
@@ -146,7 +152,7 @@ impl<'a> ChangeSet<'a> {
     /// EINVAL: a lock does not cover its key or has not the mode that the change needs.
     pub(crate) fn apply(self, txn: &impl InTransaction) -> Result<()> {
         for c in &self.changes {
-            c.check_locks()?;
+            c.check_locks(txn.commits())?;
         }
         let mut locks: Locks = self.changes.iter().map(|c| c.lock).collect();
         locks.sort_unstable_by_key(|l| address(l));
@@ -238,8 +244,9 @@ impl<'a> ChangeSet<'a> {
 }
 
 impl Change<'_> {
-    fn check_locks(&self) -> Result<()> {
-        let serves = self.lock.mode() == self.op.mode() && self.lock.range().contains(&self.key);
+    fn check_locks(&self, commits: bool) -> Result<()> {
+        let allowed = self.lock.mode() == self.op.mode() || (commits && self.op.mode() == Mode::Write);
+        let serves = allowed && self.lock.range().contains(&self.key);
         if !serves {
             refuse(self.lock, &self.key, "change")?;
         }

@@ -134,6 +134,11 @@ impl InTransaction for Hold<'_> {
     fn seq(&self) -> u64 {
         Hold::seq(self)
     }
+
+    #[inline]
+    fn commits(&self) -> bool {
+        self.slot.is_none()
+    }
 }
 
 impl Drop for Hold<'_> {
