@@ -3,13 +3,13 @@
 use std::ops::ControlFlow;
 
 use super::permission::{allowed_mode, is_owner, mode_after_write, without_set_id};
-use super::types::{Access, Attr, Caller, Caps, SetAttr, SetTime, Time};
+use super::types::{Access, Attr, Caller, Caps, SetAttr, SetTime};
 use super::xattr::replace_xattr;
 use super::{Fields, Inode, Namespace, Touch, lock_ops};
 use crate::error::{Errno, Error, Result, fail};
 use crate::format::consts::{INO_FLAG_TRUNCATE, SMALL_BYTES, TYPE_SYMLINK};
 use crate::format::{DirentKind, Ino, decode_symlink, keys};
-use crate::item::{ChangeSet, ItemLock, Value};
+use crate::item::{ChangeSet, ItemLock};
 use crate::lock::Mode;
 use crate::sync::Arc;
 use crate::txn::HoldKind;

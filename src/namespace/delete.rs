@@ -15,7 +15,7 @@ use hashbrown::HashMap;
 use super::xattr_plan::XattrRemoval;
 use super::{Fields, Inode, Namespace, Touch, Tx};
 use crate::btree;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::consts::TYPE_SYMLINK;
 use crate::format::{Ino, ItemKey, Key, keys};
 use crate::item::{ChangeSet, ItemLock};
@@ -63,21 +63,20 @@ impl Namespace {
         if inode.opens.lock().count > 0 {
             return false;
         }
-        let (group, bit) = (inode.ino().0 >> 10, inode.ino().0 as usize & 1023);
-        let used = |bits: &[u8; 128]| bits[bit / 8] & (1 << (bit % 8)) != 0;
+        let group = inode.ino().0 >> 10;
         // Held while the server is asked, so that one request serves all tasks that delete in the group.
         let mut shard = self.others_open.shards[group as usize % SHARDS].lock();
         if let Some((seq, bits)) = shard.get(&group)
             && *seq == lock.write_seq()
         {
-            return !used(bits);
+            return !is_set(bits, inode.ino());
         }
         let Ok(bits) = self.node.open_map(group) else { return false };
         if shard.len() >= GROUPS_PER_SHARD {
             shard.clear();
         }
         shard.insert(group, (lock.write_seq(), bits));
-        !used(&bits)
+        !is_set(&bits, inode.ino())
     }
 
     /// Collects what a deletion in one transaction has to remove; `None` if it is too much for one.
@@ -203,21 +202,23 @@ impl Namespace {
             return Ok(());
         }
         let roots = self.node.roots()?;
-        let reader = btree::Reader { store: &self.node.store, dirty: None };
+        let reader = btree::Reader::new(&self.node.store);
         let mut key = keys::orphan(Ino(Ino::ROOT.0 + 1));
         let last = keys::orphan(Ino(u64::MAX));
+        // Of the group looked at last: orphans come in order of their numbers.
+        let mut open = None;
         loop {
             let found = match btree::next(&reader, &roots.fs_root, &key) {
                 Ok(found) => found,
                 // The volume went on; the next pass has newer roots.
-                Err(crate::Error::Stale { .. }) => return Ok(()),
+                Err(Error::Stale { .. }) => return Ok(()),
                 Err(e) => return Err(e),
             };
             let Some((found, _)) = found.filter(|(k, _)| *k <= last) else { return Ok(()) };
             if let Some(ItemKey::Orphan { ino }) = ItemKey::parse(&found)
-                && let Err(error) = self.delete_if_unused(ino)
+                && let Err(error) = self.delete_orphan(ino, &mut open)
             {
-                if matches!(error, crate::Error::Shutdown(_)) {
+                if matches!(error, Error::Shutdown(_)) {
                     return Err(error);
                 }
                 tracing::warn!(ino = ino.0, %error, "an orphan could not be deleted");
@@ -228,4 +229,26 @@ impl Namespace {
             key = found.next();
         }
     }
+
+    /// Deletes an orphan unless it is open somewhere, which is asked for without disturbing whoever holds its group's lock.
+    fn delete_orphan(&self, ino: Ino, open: &mut Option<(u64, [u8; 128])>) -> Result<()> {
+        if self.node.omap_test(ino) {
+            return Ok(());
+        }
+        let group = ino.0 >> 10;
+        let bits = match open {
+            Some((g, bits)) if *g == group => *bits,
+            _ => open.insert((group, self.node.open_map(group)?)).1,
+        };
+        if !is_set(&bits, ino) {
+            self.delete_if_unused(ino)?;
+        }
+        Ok(())
+    }
+}
+
+/// The bit of `ino` in the map of its group.
+fn is_set(bits: &[u8; 128], ino: Ino) -> bool {
+    let bit = ino.0 as usize & 1023;
+    bits[bit / 8] & (1 << (bit % 8)) != 0
 }

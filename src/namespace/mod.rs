@@ -41,6 +41,9 @@ mod types;
 mod xattr;
 mod xattr_plan;
 
+#[cfg(test)]
+mod tests;
+
 use crate::client::Node;
 use crate::error::Result;
 use crate::format::consts::NAME_MAX;

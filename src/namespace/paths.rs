@@ -115,11 +115,6 @@ impl Namespace {
         if found.dir == parent { Ok(found.name) } else { fail(Errno::ENOENT) }
     }
 
-    /// An export handle of an inode, with a parent if one is given.
-    pub(crate) fn handle(&self, ino: Ino, parent: Option<Ino>) -> FileHandle {
-        FileHandle::new(ino, parent)
-    }
-
     /// The inode of an export handle; `ESTALE` if it is malformed or the inode has no links.
     pub(crate) fn resolve_handle(&self, handle: &FileHandle) -> Result<Attr> {
         let attr = self.getattr(handle.ino().ok_or(Errno::ESTALE)?)?;

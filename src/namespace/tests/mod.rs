@@ -1,0 +1,4 @@
+//! The namespace against a real server, over memory devices.
+
+mod basic;
+mod harness;
