@@ -28,5 +28,5 @@ pub use key::{Key, KeyRange};
 pub use keys::{ItemKey, size_order};
 pub use kind::{DirentKind, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK};
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;
