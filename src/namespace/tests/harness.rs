@@ -7,7 +7,6 @@ use crate::block::BlockStore;
 use crate::client::{Node, NodeConfig};
 use crate::device::{BlockDevice, MemDevice};
 use crate::error::Result;
-use crate::format::{Key, keys};
 use crate::item::ItemLock;
 use crate::namespace::{FileData, Inode, Namespace, NamespaceOptions, Removal};
 use crate::net::{ClientConn, ClientConnConfig, MemTransport};
@@ -165,20 +164,4 @@ impl Drop for Cluster {
             server.stop();
         }
     }
-}
-
-/// All items of a mount's view in one zone-16 key range, read through its own caches.
-pub(super) fn items_of(m: &TestMount, group_start: u64) -> Vec<(Key, Vec<u8>)> {
-    let lock =
-        m.node.lock(crate::lock::LockName::inode(crate::format::Ino(group_start)), crate::lock::Mode::Read).unwrap();
-    let mut all = Vec::new();
-    m.node
-        .items
-        .scan(&lock, lock.range(), &mut |k, v| {
-            all.push((*k, v.to_vec()));
-            std::ops::ControlFlow::Continue(())
-        })
-        .unwrap();
-    let _ = keys::inode;
-    all
 }

@@ -2,3 +2,6 @@
 
 mod basic;
 mod harness;
+mod invariants;
+mod model;
+mod random;
