@@ -202,6 +202,7 @@ impl BlockDevice for FileDevice {
     }
 
     fn write_batch(&self, writes: &[(u64, &[u8])]) -> Result<()> {
+        writes.iter().try_for_each(|(offset, buf)| self.check_write(*offset, buf.len()))?;
         let mut rest = writes;
         while let Some((offset, buf)) = rest.first() {
             let mut n = 1;
@@ -213,7 +214,6 @@ impl BlockDevice for FileDevice {
             let (run, later) = rest.split_at(n);
             rest = later;
             if n > 1 && run.iter().all(|(_, buf)| self.fits(buf)) {
-                self.check_write(*offset, (end - offset) as usize)?;
                 self.write_run(*offset, run)?;
             } else {
                 run.iter().try_for_each(|(offset, buf)| self.write_at(*offset, buf))?;

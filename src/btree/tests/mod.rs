@@ -4,6 +4,7 @@ mod damage;
 mod free;
 mod merging;
 mod model;
+mod real;
 mod vectors;
 
 use std::collections::{BTreeMap, HashSet};
