@@ -48,7 +48,7 @@ impl Stock {
     /// The numbers for a volume with these totals (64 KiB and 4 KiB blocks).
     pub(crate) fn for_volume(total_meta: u64, total_data: u64) -> Stock {
         let capacity = LIST_CAPACITY as u64;
-        let target = if total_meta >= FULL_SIZE_META { capacity } else { (total_meta / 10).clamp(64, capacity) };
+        let target = if total_meta >= FULL_SIZE_META { capacity } else { (total_meta / 16).clamp(48, capacity) };
         let data_target = (total_data / 8).clamp(2048, 1_048_576);
         Stock {
             meta_target: target as u32,
@@ -64,11 +64,16 @@ impl Stock {
         }
     }
 
+    /// Are the numbers smaller than the original's?
+    pub(crate) fn is_scaled(&self) -> bool {
+        self.total_meta < FULL_SIZE_META
+    }
+
     /// Metadata that is kept back so that frees and merges always go on (`spec/02 §6.5`): with no more than this in the
     /// avail root, mounts refuse operations that allocate.
     pub(crate) fn reserved(&self, clients: u64) -> u64 {
         let clients = clients.max(1);
-        if self.total_meta >= FULL_SIZE_META {
+        if !self.is_scaled() {
             return 2 * 8185 + clients * (2 * 8185 + 1028 + 913);
         }
         let target = u64::from(self.meta_target);

@@ -39,6 +39,8 @@ pub const MIN_PRODUCTION_BYTES: u64 = 64 << 30;
 pub const MIN_META_BLOCKS: u64 = 64;
 /// Free blocks in the first list of a volume of ordinary size.
 const FIRST_LIST: u64 = 1024;
+/// Devices with fewer metadata blocks (256 MiB) get a shorter first list.
+const SMALL_META_BLOCKS: u64 = 4096;
 /// Metadata blocks that are not free in a new volume, counted from 0.
 const FIXED_BLOCKS: u64 = 7;
 
@@ -242,7 +244,8 @@ impl Plan {
             return Err(Error::invalid("volume id 0 means any volume"));
         }
         let listed = match total_meta {
-            small if small < FIXED_BLOCKS + FIRST_LIST + 2 => (small - FIXED_BLOCKS - 2) / 2,
+            // What is in the list is the server's alone: a tiny device must not give it most of its space.
+            small if small < SMALL_META_BLOCKS => (small / 16).clamp(8, FIRST_LIST),
             _ => FIRST_LIST,
         };
         Ok(Plan {

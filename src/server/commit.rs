@@ -46,6 +46,13 @@ impl Trees {
         self.sup.meta_alloc[self.avail_root].total_len.get()
     }
 
+    /// Free blocks that decide whether metadata space is low. The roots change roles when one runs dry, so on a small volume
+    /// the sum counts; on a large one the original's rule is kept, which leaves it a reserve.
+    pub(super) fn spare_total(&self) -> u64 {
+        let both = self.sup.meta_alloc.iter().map(|r| r.total_len.get()).sum();
+        if self.stock.is_scaled() { both } else { self.avail_total() }
+    }
+
     /// How many blocks the changes of this commit may still allocate, or free, before it must be written.
     pub(super) fn room(&self) -> u64 {
         let left = self.alloc.avail_remaining().min(self.alloc.freed_remaining());

@@ -140,7 +140,7 @@ impl ServerCore {
             Err(e) if e.is(Errno::ENOSPC) => {}
             other => other?,
         }
-        let low = self.trees.avail_total() <= self.trees.reserved(self.connected.len());
+        let low = self.trees.spare_total() <= self.trees.reserved(self.connected.len());
         lt.meta_avail.flags = set_low(lt.meta_avail.flags.get(), low).into();
 
         let have = lt.data_avail.total_len.get();

@@ -1,0 +1,48 @@
+//! A volume through the public API: made, opened, used, closed, opened again.
+
+use std::sync::Arc;
+
+use scoutfs::device::{BlockDevice, MemDevice};
+use scoutfs::namespace::{Caller, RenameFlags, XattrFlags};
+use scoutfs::offline::{MkfsOptions, mkfs};
+use scoutfs::{Errno, Ino, Volume, VolumeOptions};
+
+fn devices(meta_mib: u64, data_mib: u64) -> (Arc<MemDevice>, Arc<MemDevice>) {
+    let (meta, data) = (MemDevice::new(meta_mib << 20), MemDevice::new(data_mib << 20));
+    let slots = vec!["0,127.0.0.1,12345".parse().unwrap()];
+    let options = MkfsOptions { allow_small: true, quorum_slots: slots, ..MkfsOptions::default() };
+    mkfs(&*meta, &*data, &options).unwrap();
+    (meta, data)
+}
+
+fn open(meta: &Arc<MemDevice>, data: &Arc<MemDevice>, options: VolumeOptions) -> Volume {
+    let (meta, data): (Arc<dyn BlockDevice>, Arc<dyn BlockDevice>) = (meta.clone(), data.clone());
+    Volume::open(meta, data, options).unwrap()
+}
+
+#[test]
+fn names_survive_a_remount() {
+    let (meta, data) = devices(64, 64);
+    let root = Caller::root();
+    let volume = open(&meta, &data, VolumeOptions::member(0));
+    let dir = volume.mkdir(&root, Ino::ROOT, b"dir", 0o755).unwrap();
+    let file = volume.create(&root, dir.ino, b"file", 0o644).unwrap();
+    volume.link(&root, file.ino, Ino::ROOT, b"second name").unwrap();
+    volume.symlink(&root, dir.ino, b"link", b"../second name").unwrap();
+    volume.setxattr(&root, file.ino, b"user.color", b"blue", XattrFlags::Any).unwrap();
+    volume.rename(&root, (dir.ino, b"file"), (Ino::ROOT, b"third name"), RenameFlags::NONE).unwrap();
+    volume.sync().unwrap();
+    volume.close().unwrap();
+
+    for options in [VolumeOptions::member(0), VolumeOptions::read_only(), VolumeOptions::member(0)] {
+        let volume = open(&meta, &data, options);
+        let found = volume.lookup(&root, Ino::ROOT, b"third name").unwrap();
+        assert_eq!((found.ino, found.nlink), (file.ino, 2));
+        assert!(volume.lookup(&root, dir.ino, b"file").unwrap_err().is(Errno::ENOENT));
+        assert_eq!(volume.resolve("dir/link").unwrap().ino, file.ino);
+        assert_eq!(volume.getxattr(&root, file.ino, b"user.color").unwrap(), b"blue");
+        let names: Vec<_> = volume.readdir(Ino::ROOT, 0, 100).unwrap().iter().map(|e| e.name.to_vec()).collect();
+        assert_eq!(names, [&b"."[..], b"..", b"dir", b"second name", b"third name"]);
+        volume.close().unwrap();
+    }
+}
