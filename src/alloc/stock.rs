@@ -48,7 +48,7 @@ impl Stock {
     /// The numbers for a volume with these totals (64 KiB and 4 KiB blocks).
     pub(crate) fn for_volume(total_meta: u64, total_data: u64) -> Stock {
         let capacity = LIST_CAPACITY as u64;
-        let target = if total_meta >= FULL_SIZE_META { capacity } else { (total_meta / 16).clamp(48, capacity) };
+        let target = if total_meta >= FULL_SIZE_META { capacity } else { (total_meta / 10).clamp(64, capacity) };
         let data_target = (total_data / 8).clamp(2048, 1_048_576);
         Stock {
             meta_target: target as u32,
