@@ -8,6 +8,8 @@
 //! 3. A super block is written only when everything it refers to is durable.
 
 mod change;
+mod check;
+mod image;
 mod leaf;
 mod mkfs;
 mod signature;
@@ -19,6 +21,7 @@ pub use change::{
     ChangeReport, change_format_version, change_quorum_config, check_empty_data_device, in_use,
     prepare_empty_data_device,
 };
+pub use check::{CheckOptions, CheckProgress, CheckReport, Finding, FindingClass, Severity, check};
 pub use mkfs::{Identity, MIN_META_BLOCKS, MIN_PRODUCTION_BYTES, MkfsOptions, MkfsReport, mkfs};
 pub use signature::find_signature;
 pub use slot::{QuorumSlot, parse_size};

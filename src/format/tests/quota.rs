@@ -42,7 +42,7 @@ fn rules_are_stored_as_in_the_original() {
 }
 
 #[test]
-fn defect_rules_that_cannot_work_are_refused_and_stored_ones_ignored() {
+fn defect_76_rules_that_cannot_work_are_refused_and_stored_ones_ignored() {
     // The original lets operation 2 and literal sources above 3 in (and then reads past an array).
     for v in list(&vectors("archive-quota")["valid"]) {
         let r = rule(&v[0]);

@@ -130,7 +130,7 @@ fn xattrs_are_cut_into_the_parts_of_the_original() {
 }
 
 #[test]
-fn defect_tag_scan_stops_at_the_end_of_the_name() {
+fn defect_60_tag_scan_stops_at_the_end_of_the_name() {
     // The original scans on into the value that follows the name in the item.
     let bytes = encode_xattr(b"scoutfs.hide.tot", b"l.1.2.3");
     let k = keys::xattr(Ino(5), xattr_hash(b"scoutfs.hide.tot"), 0, 0);
