@@ -100,7 +100,16 @@ struct Shared {
     heartbeat_timeout: Mutex<Duration>,
     leave: AtomicBool,
     abandon: AtomicBool,
-    sockets: Arc<dyn Datagrams>,
+    /// Gone when the member has left, so that the address is free for the next mount.
+    socket: Mutex<Option<Arc<dyn Datagrams>>>,
+}
+
+impl Shared {
+    fn wake(&self) {
+        if let Some(socket) = &*self.socket.lock() {
+            socket.wake();
+        }
+    }
 }
 
 /// A running member.
@@ -115,6 +124,7 @@ impl QuorumMember {
         validate_config(&config.qconf, Some(config.slot))?;
         check_timeout(config.heartbeat_timeout)?;
         let addr = slot_addr(&config.qconf, config.slot).ok_or_else(|| Error::invalid("the slot is not present"))?;
+        let socket = config.transport.datagrams(addr)?;
         let shared = Arc::new(Shared {
             status: Mutex::new(MemberStatus {
                 slot: config.slot,
@@ -126,9 +136,9 @@ impl QuorumMember {
             heartbeat_timeout: Mutex::new(config.heartbeat_timeout),
             leave: AtomicBool::new(false),
             abandon: AtomicBool::new(false),
-            sockets: config.transport.datagrams(addr)?,
+            socket: Mutex::new(Some(socket.clone())),
         });
-        let driver = Driver::begin(config, shared.clone())?;
+        let driver = Driver::begin(config, shared.clone(), socket)?;
         let thread = thread::Builder::new()
             .name("scoutfs-quorum".into())
             .spawn(move || driver.run())
@@ -138,7 +148,7 @@ impl QuorumMember {
 
     /// The state of the local server has changed.
     pub(crate) fn server_changed(&self) {
-        self.shared.sockets.wake();
+        self.shared.wake();
     }
 
     /// Current state.
@@ -150,7 +160,7 @@ impl QuorumMember {
     pub(crate) fn set_heartbeat_timeout(&self, timeout: Duration) -> Result<()> {
         check_timeout(timeout)?;
         *self.shared.heartbeat_timeout.lock() = timeout;
-        self.shared.sockets.wake();
+        self.shared.wake();
         Ok(())
     }
 
@@ -172,12 +182,13 @@ impl QuorumMember {
     }
 
     fn join(&self) {
-        self.shared.sockets.wake();
+        self.shared.wake();
         let thread = self.thread.lock().take();
         if let Some(thread) = thread.filter(|t| t.thread().id() != thread::current().id()) {
             // A panic there has been noted in the status.
             let _ = thread.join();
         }
+        *self.shared.socket.lock() = None;
     }
 }
 
@@ -215,13 +226,14 @@ struct Driver {
     shared: Arc<Shared>,
     election: Election,
     origin: Instant,
+    socket: Arc<dyn Datagrams>,
     others: Vec<(usize, SocketAddr)>,
     /// Invariant 2.
     unfenced: Vec<Leader>,
 }
 
 impl Driver {
-    fn begin(config: MemberConfig, shared: Arc<Shared>) -> Result<Driver> {
+    fn begin(config: MemberConfig, shared: Arc<Shared>, socket: Arc<dyn Datagrams>) -> Result<Driver> {
         let blocks = config.disk.read_all();
         let slots = || present_slots(&config.qconf).map(|(slot, _)| slot);
         let (election, actions) = Election::new(
@@ -243,7 +255,7 @@ impl Driver {
             .filter(|leader| leader.rid != config.rid && leader.term != 0)
             .collect();
         let others = present_slots(&config.qconf).filter(|(slot, _)| *slot != config.slot).collect();
-        let mut driver = Driver { config, shared, election, origin: Instant::now(), others, unfenced };
+        let mut driver = Driver { config, shared, election, origin: Instant::now(), socket, others, unfenced };
         for action in actions {
             driver.act(action)?;
         }
@@ -256,7 +268,7 @@ impl Driver {
         let mut buf = [0; MESSAGE_BYTES + 1];
         while !self.election.is_gone() {
             let wait = self.election.deadline().saturating_sub(self.origin.elapsed());
-            let received = self.shared.sockets.recv_from(&mut buf, wait);
+            let received = self.socket.recv_from(&mut buf, wait);
             if self.shared.abandon.load(Ordering::Acquire) {
                 return;
             }
@@ -322,7 +334,7 @@ impl Driver {
                 for (slot, addr) in &self.others {
                     if to == To::Others || to == To::Slot(*slot as u8) {
                         // Lost like any datagram may be.
-                        let _ = self.shared.sockets.send_to(&bytes, *addr);
+                        let _ = self.socket.send_to(&bytes, *addr);
                     }
                 }
             }

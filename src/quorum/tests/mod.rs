@@ -1,1 +1,7 @@
 //! Tests of the quorum room.
+
+mod harness;
+mod member;
+mod rules;
+mod simulation;
+mod vectors;
