@@ -57,6 +57,7 @@ impl ServerLink for SnapshotLink {
                 Ok(roots.as_bytes().to_vec())
             }
             Command::GetLastSeq => Ok(sb.seq.as_bytes().to_vec()),
+            Command::Statfs => Ok(crate::server::offline_statfs(&self.store)?.as_bytes().to_vec()),
             _ => fail(Errno::EROFS),
         }
     }

@@ -28,6 +28,16 @@ mod splice;
 mod tests;
 mod trees;
 
+use crate::block::BlockStore;
+use crate::error::Result;
+use crate::format::layout::NetStatfs;
+use crate::sync::Arc;
+
 pub use fence::{ConfirmFencing, FenceReason, Fencer, RefuseFencing};
 pub(crate) use shadow::read_super;
 pub(crate) use shell::{LocalServer, Server, ServerConfig, ServerHandle, ServerStatus};
+
+/// Free space of a volume that nobody serves, from its super block; writes nothing.
+pub(crate) fn offline_statfs(store: &Arc<BlockStore>) -> Result<NetStatfs> {
+    Ok(trees::Trees::open(store.clone(), None)?.statfs())
+}
