@@ -84,13 +84,13 @@ impl Items {
         if let Some(found) = cached(&core.inner.read()) {
             return Ok(found);
         }
-        let _pin = core.pin();
-        loop {
-            self.fill(lock, key)?;
-            if let Some(found) = cached(&core.inner.read()) {
-                return Ok(found);
-            }
-        }
+        let pin = core.pin();
+        self.fill(lock, key)?;
+        let found = cached(&core.inner.read());
+        drop(pin);
+        self.trim();
+        // What a pinned fill has made known stays known: nobody else may drop it while the lock is held.
+        found.ok_or_else(|| Error::corrupt(format!("cache of {key}"), "what was just read is unknown"))
     }
 
     /// The first item from `key` to the lesser of `last` and the end of the lock. `None` may mean "end of the lock".
@@ -157,9 +157,11 @@ impl Items {
             let missing = walk(&core.inner.read(), at, last, max, found);
             let Some(missing) = missing else { return Ok(()) };
             // What was found so far is right: the lock is held, so nobody else can have put something in between.
-            let _pin = core.pin();
+            let pin = core.pin();
             self.fill(lock, &missing.key())?;
             let missing = walk(&core.inner.read(), missing, last, max, found);
+            drop(pin);
+            self.trim();
             match missing {
                 Some(next) => at = next,
                 None => return Ok(()),
@@ -180,7 +182,8 @@ impl Items {
         }
     }
 
-    /// Reads what the trees hold around `key` into the shard; afterwards the key is known, unless it is evicted again.
+    /// Reads what the trees hold around `key` into the pinned shard; afterwards the key is known. [`Items::trim`] is left to
+    /// the caller, for when the pin is gone.
     pub(super) fn fill(&self, lock: &CoveringLock, key: &Key) -> Result<()> {
         let core = &lock.state().core;
         let packed = Packed::new(key);
@@ -214,7 +217,7 @@ impl Items {
             self.list_shard(core, &mut inner);
             drop(inner);
             core.touch();
-            self.account(tally);
+            self.bytes.fetch_add(tally.bytes, Relaxed);
             return Ok(());
         }
     }
@@ -251,10 +254,22 @@ impl Items {
     pub(super) fn account(&self, tally: Tally) {
         self.dirty.count(tally);
         if tally.bytes != 0 {
-            let bytes = self.bytes.fetch_add(tally.bytes, Relaxed) + tally.bytes;
-            if bytes > self.limit as i64 {
-                // Some more than needed, so that the next misses do not come here too.
-                self.evict((bytes - self.limit as i64) as u64 + self.limit / 16);
+            self.bytes.fetch_add(tally.bytes, Relaxed);
+        }
+        self.trim();
+    }
+
+    /// Evicts if there is too much.
+    #[inline]
+    fn trim(&self) {
+        let bytes = self.bytes.load(Relaxed);
+        let excess = bytes - self.limit as i64;
+        if excess > 0 {
+            // Some more than needed, so that the next misses do not come here too; but there must be something to evict.
+            let some = self.limit as i64 / 16;
+            let clean = bytes - self.dirty.bytes() as i64;
+            if clean > some {
+                self.evict((excess + some).min(clean) as u64);
             }
         }
     }

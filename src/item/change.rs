@@ -231,6 +231,7 @@ impl<'a> ChangeSet<'a> {
             let inner = &mut *shards[*shard];
             let primary = c.primary.map_or(0, |p| p.write_seq());
             let seq = txn_seq.max(c.lock.write_seq()).max(primary);
+            inner.blind |= c.op.mode() == Mode::WriteOnly;
             tally.add(match c.op {
                 Op::Create(v) | Op::Update(v) | Op::Put(v) => inner.store(c.packed, v, seq),
                 Op::Delete => inner.delete(c.packed, seq),

@@ -109,6 +109,8 @@ pub(super) struct Inner {
     pub(super) committed: u64,
     /// The log tree for which the bloom bits of this lock are set or pending.
     pub(super) bloom_epoch: u64,
+    /// Changed without reading under a write-only lock (invariant 5).
+    pub(super) blind: bool,
     /// In the list that eviction walks.
     pub(super) listed: bool,
     /// Where the last partial eviction stopped.
@@ -307,7 +309,7 @@ impl ShardCore {
         inner.generation += 1;
         inner.committed = commit;
         let dirty = std::mem::take(&mut inner.dirty);
-        let blind = inner.known.len() == 0;
+        let blind = inner.blind;
         let mut t = Tally::default();
         for k in dirty {
             match inner.items.get_mut(&k) {
@@ -338,6 +340,7 @@ impl ShardCore {
         inner.dirty = Vec::new();
         inner.bytes = 0;
         inner.hand = None;
+        inner.blind = false;
         t
     }
 }

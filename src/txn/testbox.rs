@@ -1,7 +1,7 @@
 //! A server in a box for tests of items and transactions: hands out log trees, serves roots and locks, merges, and can be
 //! told to fail. It keeps no crash safety of its own; what it does is visible at once.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -9,11 +9,12 @@ use super::{LogService, Txn, TxnConfig};
 use crate::alloc::list::{self, ListBlock, ListVisit};
 use crate::alloc::{Bounds, extents};
 use crate::block::{BlockSource, BlockStore, Cow, DirtySet};
-use crate::btree::{self, MergeArgs, MergeEnd, Reader};
+use crate::btree::{self, LogItem, MergeArgs, MergeEnd, Reader};
 use crate::device::{BlockDevice, MemDevice};
 use crate::error::{Errno, Error, Result};
-use crate::format::layout::{AllocListHead, BlockRef, BtreeRoot, LogTrees, NetLock, NetRoots};
-use crate::format::{KeyRange, MetaBlock, keys};
+use crate::format::layout::{AllocListHead, BlockRef, BtreeRoot, LogTrees, NetLock, NetRoots, SuperBlock};
+use crate::format::{Key, KeyRange, MetaBlock, consts, keys};
+use crate::item::bloom::BloomContent;
 use crate::item::{CoveringLock, ItemLock, ItemShard, Items, ItemsConfig, RootsSource};
 use crate::lock::{LockClient, LockClientConfig, LockName, LockOut, LockSender, LockServer, Mode, Revoke};
 use crate::sync::{Arc, Mutex, OnceLock, Weak, mpsc, thread};
@@ -56,15 +57,19 @@ pub(crate) struct Faults {
     pub(crate) low: bool,
     /// Give only so many metadata blocks.
     pub(crate) avail: Option<u64>,
-    /// Finalise the tree at the next GET.
-    pub(crate) finalize: bool,
+    /// Finalise the trees of these mounts at their next GET.
+    pub(crate) finalize: BTreeSet<u64>,
 }
 
 enum LockEvent {
     Request(u64, NetLock),
     Response(u64, u64, NetLock),
+    Leave(u64),
     Stop,
 }
+
+/// Something that a test wants to happen in between.
+pub(crate) type Hook = Arc<dyn Fn() + Send + Sync>;
 
 /// See the module.
 pub(crate) struct ServerBox {
@@ -75,6 +80,10 @@ pub(crate) struct ServerBox {
     /// All records that COMMITs brought, and how often roots were asked for.
     pub(crate) commits: Mutex<Vec<LogTrees>>,
     pub(crate) roots_asked: Mutex<u64>,
+    /// Called with the roots in hand, before they are answered.
+    pub(crate) on_roots: Mutex<Option<Hook>>,
+    /// Called when a COMMIT arrives.
+    pub(crate) on_commit: Mutex<Option<Hook>>,
     locks: Mutex<mpsc::Sender<LockEvent>>,
     mounts: Mutex<HashMap<u64, Weak<LockClient<ItemShard>>>>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
@@ -102,6 +111,8 @@ impl ServerBox {
             faults: Mutex::default(),
             commits: Mutex::default(),
             roots_asked: Mutex::new(0),
+            on_roots: Mutex::default(),
+            on_commit: Mutex::default(),
             locks: Mutex::new(tx),
             mounts: Mutex::default(),
             thread: Mutex::new(None),
@@ -128,7 +139,7 @@ impl ServerBox {
         if lt.get_trans_seq != lt.commit_trans_seq {
             return Ok(lt);
         }
-        if std::mem::take(&mut faults.finalize) && last.is_some() {
+        if faults.finalize.remove(&rid) && last.is_some() {
             trees.seq += 1;
             let mut old = lt;
             (old.flags, old.finalize_seq) = (1.into(), trees.seq.into());
@@ -190,6 +201,8 @@ impl ServerBox {
     }
 
     fn commit(&self, rid: u64, lt: &LogTrees) -> Result<()> {
+        let hook = self.on_commit.lock().clone();
+        hook.inspect(|h| h());
         let mut faults = self.faults.lock();
         if faults.commit > 0 {
             faults.commit -= 1;
@@ -253,10 +266,106 @@ impl ServerBox {
         self.trees.lock().logs.range((rid, 0)..=(rid, u64::MAX)).map(|(_, lt)| *lt).collect()
     }
 
+    /// Writes a super block with the roots as they are now and this tree of merge state.
+    pub(crate) fn write_super(&self, log_merge: BtreeRoot) {
+        let trees = self.trees.lock();
+        let mut sb = SuperBlock::new_zeroed();
+        sb.hdr.magic = consts::MAGIC_SUPER.into();
+        sb.hdr.fsid = self.store.fsid().into();
+        sb.hdr.blkno = consts::SUPER_BLKNO.into();
+        (sb.fs_root, sb.logs_root, sb.log_merge) = (trees.fs_root, trees.logs_root, log_merge);
+        let mut block = Box::new([0; 4096]);
+        block[..sb.as_bytes().len()].copy_from_slice(sb.as_bytes());
+        crate::format::seal_block(&mut block[..]);
+        self.store.write_small(consts::SUPER_BLKNO, &block).unwrap();
+    }
+
+    /// Stores a log tree of a mount that is not there, with these items; returns its number.
+    pub(crate) fn add_log(&self, rid: u64, finalize_seq: Option<u64>, items: &[TestItem]) {
+        let mut trees = self.trees.lock();
+        let trees = &mut *trees;
+        let mut dirty = DirtySet::new();
+        let mut cow = Cow { store: &self.store, dirty: &mut dirty, alloc: &mut trees.pool };
+        let mut lt = LogTrees::new_zeroed();
+        let nr = trees.logs.range((rid, 0)..=(rid, u64::MAX)).next_back().map_or(0, |((_, nr), _)| *nr) + 1;
+        (lt.rid, lt.nr) = (rid.into(), nr.into());
+        if let Some(seq) = finalize_seq {
+            (lt.flags, lt.finalize_seq) = (1.into(), seq.into());
+        }
+        let bloom = cow.content_mut::<BloomContent>(&mut lt.bloom_ref).unwrap();
+        items.iter().for_each(|i| bloom.set(&lock_of(&i.0).start()));
+        insert_items(&mut cow, &mut lt.item_root, items);
+        dirty.write_out(&self.store).unwrap();
+        trees.logs.insert((rid, nr), lt);
+        self.store_logs(trees).unwrap();
+    }
+
+    /// As a client of the original may leave it: a bloom block beside an empty tree.
+    pub(crate) fn add_log_with_bloom_only(&self, rid: u64, key: &Key) {
+        let mut trees = self.trees.lock();
+        let trees = &mut *trees;
+        let mut dirty = DirtySet::new();
+        let mut cow = Cow { store: &self.store, dirty: &mut dirty, alloc: &mut trees.pool };
+        let mut lt = LogTrees::new_zeroed();
+        (lt.rid, lt.nr) = (rid.into(), 1.into());
+        cow.content_mut::<BloomContent>(&mut lt.bloom_ref).unwrap().set(&lock_of(key).start());
+        dirty.write_out(&self.store).unwrap();
+        trees.logs.insert((rid, 1), lt);
+        self.store_logs(trees).unwrap();
+    }
+
+    /// Stores items in the main tree.
+    pub(crate) fn add_fs(&self, items: &[TestItem]) {
+        let mut trees = self.trees.lock();
+        let trees = &mut *trees;
+        let mut dirty = DirtySet::new();
+        let mut cow = Cow { store: &self.store, dirty: &mut dirty, alloc: &mut trees.pool };
+        insert_items(&mut cow, &mut trees.fs_root, items);
+        dirty.write_out(&self.store).unwrap();
+    }
+
+    /// Makes a small tree of ordinary items, for example of merge state.
+    pub(crate) fn make_tree(&self, items: &[(Key, Vec<u8>)]) -> BtreeRoot {
+        let mut trees = self.trees.lock();
+        let mut dirty = DirtySet::new();
+        let mut cow = Cow { store: &self.store, dirty: &mut dirty, alloc: &mut trees.pool };
+        let mut root = BtreeRoot::new_zeroed();
+        for (key, value) in items {
+            btree::insert(&mut cow, &mut root, key, value).unwrap();
+        }
+        dirty.write_out(&self.store).unwrap();
+        root
+    }
+
     /// Replaces a root by hand, for tests of damage.
     pub(crate) fn set_fs_root(&self, root: BtreeRoot) {
         self.trees.lock().fs_root = root;
     }
+}
+
+/// Key, seq, deletion, value.
+pub(crate) type TestItem = (Key, u64, bool, Vec<u8>);
+
+/// The lock that covers an item.
+pub(crate) fn lock_of(key: &Key) -> LockName {
+    match key.zone {
+        consts::ZONE_INODE_INDEX => LockName::meta_index(key.second.into()),
+        consts::ZONE_XATTR_TOTL => LockName::totl(),
+        consts::ZONE_ORPHAN => LockName::orphan(),
+        _ => LockName::inode(key.first.into()),
+    }
+}
+
+fn insert_items(cow: &mut Cow, root: &mut BtreeRoot, items: &[TestItem]) {
+    let mut sorted: Vec<&TestItem> = items.iter().collect();
+    sorted.sort_by_key(|i| i.0);
+    let items = sorted.into_iter().map(|(key, seq, deleted, value)| LogItem {
+        key: *key,
+        seq: *seq,
+        flags: u8::from(*deleted),
+        value,
+    });
+    btree::insert_list(cow, root, items, |_| false).unwrap();
 }
 
 impl Drop for ServerBox {
@@ -287,6 +396,7 @@ fn serve_locks(server: &Weak<ServerBox>, events: &mpsc::Receiver<LockEvent>) {
                 locks.request(rid, next_id, &lock, &mut seq, &mut out).unwrap();
             }
             LockEvent::Response(rid, id, lock) => locks.response(rid, id, &lock, &mut seq, &mut out).unwrap(),
+            LockEvent::Leave(rid) => locks.reclaim(rid, &mut seq, &mut out),
             LockEvent::Stop => return,
         }
         for o in out {
@@ -327,7 +437,10 @@ impl LogService for Link {
 impl RootsSource for Link {
     fn roots(&self) -> Result<NetRoots> {
         *self.server.roots_asked.lock() += 1;
-        Ok(self.server.roots())
+        let roots = self.server.roots();
+        let hook = self.server.on_roots.lock().clone();
+        hook.inspect(|h| h());
+        Ok(roots)
     }
 }
 
@@ -414,11 +527,19 @@ impl Mount {
     }
 }
 
+impl Mount {
+    /// Leaves for good: its locks are free for others. What was not committed is lost.
+    pub(crate) fn leave(self) {
+        drop(self);
+    }
+}
+
 impl Drop for Mount {
     fn drop(&mut self) {
         self.txn.force_down();
         let _ = self.txn.close();
         self.locks.close();
         self.server.mounts.lock().remove(&self.rid);
+        let _ = self.server.locks.lock().send(LockEvent::Leave(self.rid));
     }
 }
