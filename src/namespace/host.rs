@@ -53,12 +53,12 @@ pub(crate) trait FileData: Send + Sync {
     /// both ends, forgets cached contents past the new end. Cannot fail.
     fn resized(&self, file: &Arc<Inode>, lock: &ItemLock, hold: &Hold<'_>, old_size: u64, new_size: u64);
 
-    /// Forgets cached contents (dirty or not) from block `from` on, then plans to remove the extents there, as many as one
-    /// transaction should. The items are changed by the caller, together with the block counts of the inode item.
+    /// Plans to remove the extents from block `from` on, as many as one transaction should. The items are changed by the
+    /// caller, together with the block counts of the inode item, in the same transaction. Nothing else has happened yet.
     fn plan_removal(&self, file: &Arc<Inode>, lock: &ItemLock, hold: &Hold<'_>, from: u64) -> Result<Removal>;
 
-    /// The planned removal has been applied: remembered mappings are to be dropped.
-    fn removed(&self, file: &Arc<Inode>, from: u64);
+    /// The planned removal has been applied: forgets cached contents (dirty or not) from block `from` on.
+    fn removed(&self, file: &Arc<Inode>, hold: &Hold<'_>, from: u64);
 }
 
 impl Removal {
@@ -77,7 +77,7 @@ impl Removal {
         for (start, count) in &self.freed {
             hold.data_free(*start, *count)?;
         }
-        data.removed(file, from);
+        data.removed(file, hold, from);
         Ok(())
     }
 }

@@ -56,6 +56,7 @@ pub(crate) use frame::{GroupLocks, Touch, Tx, lock_ops};
 pub(crate) use host::{FileData, NamespaceOptions, Removal};
 pub(crate) use inode::{Fields, Inode};
 pub(crate) use open::OpenInode;
+pub(crate) use permission::mode_after_write;
 
 pub use types::{
     Access, Attr, AttrX, Caller, Caps, DirBatch, DirEntry, FileHandle, HiddenCursor, InoPath, Referrer, RenameFlags,

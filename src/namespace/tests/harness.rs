@@ -29,7 +29,7 @@ impl FileData for NoData {
     fn plan_removal(&self, _: &Arc<Inode>, _: &ItemLock, _: &Hold<'_>, _: u64) -> Result<Removal> {
         Ok(Removal::default())
     }
-    fn removed(&self, _: &Arc<Inode>, _: u64) {}
+    fn removed(&self, _: &Arc<Inode>, _: &Hold<'_>, _: u64) {}
 }
 
 impl CommitHook for NoData {

@@ -1,0 +1,211 @@
+//! Writing dirty pages to the device, by threads of their own.
+//!
+//! Invariants:
+//! 1. A job writes a page only if it is still dirty when its turn comes, to the block that was its mapping when the job was
+//!    made. Mappings of dirty pages change only together with forgetting the pages, and blocks are reused only after a commit,
+//!    which waits for all jobs.
+//! 2. A page that could not be written is dirty again, and the failure is kept until a commit has seen it.
+//! 3. Pages of a chunk do not change while they are being written.
+
+use std::collections::VecDeque;
+
+use smallvec::SmallVec;
+
+use super::pages::{Chunk, FilePages, PAGE, mask, runs};
+use super::state::FileState;
+use crate::device::BlockDevice;
+use crate::error::{Error, Result};
+use crate::sync::{Arc, Condvar, Mutex, thread};
+
+/// Bytes that one job writes at most.
+pub(super) const JOB_BYTES: usize = 2 << 20;
+/// Writer threads.
+const THREADS: usize = 2;
+
+/// Pages of one chunk and where they go: (first page in the chunk, pages, block of the data device).
+pub(super) struct Part {
+    pub(super) chunk: Arc<Chunk>,
+    pub(super) runs: SmallVec<[(u64, u64, u64); 2]>,
+}
+
+/// One batch of pages of one file.
+pub(super) struct Job {
+    pub(super) file: Arc<FileState>,
+    pub(super) parts: Vec<Part>,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// Queued and running.
+    in_flight: usize,
+    /// The first failure that no commit has seen.
+    failed: Option<Error>,
+    wrote: bool,
+    closed: bool,
+}
+
+/// The queue of writes and its threads.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
+}
+
+struct Shared {
+    device: Arc<dyn BlockDevice>,
+    queue: Mutex<Queue>,
+    work: Condvar,
+    done: Condvar,
+}
+
+impl Writer {
+    /// Starts the threads.
+    pub(super) fn start(device: Arc<dyn BlockDevice>) -> Result<Writer> {
+        let shared = Arc::new(Shared {
+            device,
+            queue: Mutex::new(Queue::default()),
+            work: Condvar::new(),
+            done: Condvar::new(),
+        });
+        let mut threads = Vec::new();
+        for n in 0..THREADS {
+            let shared = shared.clone();
+            let run = move || while shared.step() {};
+            let thread = thread::Builder::new().name(format!("scoutfs-data-{n}")).spawn(run);
+            threads.push(thread.map_err(|e| Error::invalid(format!("cannot start a thread: {e}")))?);
+        }
+        Ok(Writer { shared, threads: Mutex::new(threads) })
+    }
+
+    /// Queues a job.
+    pub(super) fn submit(&self, job: Job) {
+        job.file.job_started();
+        let mut queue = self.shared.queue.lock();
+        queue.in_flight += 1;
+        queue.jobs.push_back(job);
+        drop(queue);
+        self.shared.work.notify_one();
+    }
+
+    /// Is anything queued or running?
+    pub(super) fn is_busy(&self) -> bool {
+        self.shared.queue.lock().in_flight > 0
+    }
+
+    /// Waits until a job ends; returns at once if there is none.
+    pub(super) fn wait_one(&self) {
+        let mut queue = self.shared.queue.lock();
+        if queue.in_flight > 0 {
+            self.shared.done.wait(&mut queue);
+        }
+    }
+
+    /// Waits until no job of `file` is left.
+    pub(super) fn wait_file(&self, file: &FileState) {
+        let mut queue = self.shared.queue.lock();
+        while file.jobs() > 0 {
+            self.shared.done.wait(&mut queue);
+        }
+    }
+
+    /// Forgets an old failure: everything dirty is about to be submitted again.
+    pub(super) fn clear_failure(&self) {
+        self.shared.queue.lock().failed = None;
+    }
+
+    /// Waits for all jobs; the first failure, or whether anything was written since the last call.
+    pub(super) fn wait_all(&self) -> Result<bool> {
+        let mut queue = self.shared.queue.lock();
+        while queue.in_flight > 0 {
+            self.shared.done.wait(&mut queue);
+        }
+        match queue.failed.take() {
+            Some(e) => Err(e),
+            None => Ok(std::mem::take(&mut queue.wrote)),
+        }
+    }
+
+    /// Ends and joins the threads. What is queued is still written.
+    pub(super) fn close(&self) {
+        self.shared.queue.lock().closed = true;
+        self.shared.work.notify_all();
+        for thread in self.threads.lock().drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread that writes file data panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Shared {
+    /// Runs the next job; false when there will be none.
+    fn step(&self) -> bool {
+        let mut queue = self.queue.lock();
+        let job = loop {
+            if let Some(job) = queue.jobs.pop_front() {
+                break job;
+            }
+            if queue.closed {
+                return false;
+            }
+            self.work.wait(&mut queue);
+        };
+        drop(queue);
+        let result = self.run(&job);
+        job.file.job_ended();
+        let mut queue = self.queue.lock();
+        queue.in_flight -= 1;
+        queue.wrote = true;
+        if let Err(e) = result {
+            tracing::warn!("writing file data failed, it stays dirty: {e}");
+            queue.failed.get_or_insert(e);
+        }
+        drop(queue);
+        self.done.notify_all();
+        true
+    }
+
+    fn run(&self, job: &Job) -> Result<()> {
+        let pages = &job.file.pages;
+        let taken: Vec<u32> = job.parts.iter().map(|part| take(pages, part)).collect();
+        let result = self.write(job, &taken);
+        for (part, bits) in job.parts.iter().zip(&taken) {
+            if *bits == 0 {
+                continue;
+            }
+            let again = pages.end_writing(&mut part.chunk.state.write(), *bits, result.is_ok());
+            if again {
+                job.file.work.lock().dirty_chunks.insert(part.chunk.index);
+            }
+        }
+        result
+    }
+
+    fn write(&self, job: &Job, taken: &[u32]) -> Result<()> {
+        // Readers share the chunks meanwhile, writers wait.
+        let states: Vec<_> = job.parts.iter().map(|p| p.chunk.state.read()).collect();
+        let mut batch: Vec<(u64, &[u8])> = Vec::new();
+        for ((part, bits), state) in job.parts.iter().zip(taken).zip(&states) {
+            for (first, n, block) in &part.runs {
+                for (from, n) in runs(bits & mask(*first, *n)) {
+                    let bytes = &state.bytes()[from as usize * PAGE..(from + n) as usize * PAGE];
+                    batch.push(((block + (from - first)) * PAGE as u64, bytes));
+                }
+            }
+        }
+        batch.sort_unstable_by_key(|(offset, _)| *offset);
+        if batch.is_empty() { Ok(()) } else { self.device.write_batch(&batch) }
+    }
+}
+
+/// Marks what is still to be written of a part as being written.
+fn take(pages: &FilePages, part: &Part) -> u32 {
+    let wanted = part.runs.iter().fold(0, |bits, (first, n, _)| bits | mask(*first, *n));
+    pages.start_writing(&mut part.chunk.state.write(), wanted)
+}

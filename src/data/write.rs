@@ -1,0 +1,312 @@
+//! Buffered writing (`spec/07 §9`).
+
+use smallvec::SmallVec;
+
+use super::extents::{FileExtents, check_end, is_offline, is_unwritten, unexpected_offline};
+use super::pages::{CHUNK_PAGES, Chunk, PAGE, mask};
+use super::state::{DELAYED_CONVERT, DELAYED_NEW, FileState};
+use super::{Data, check_regular};
+use crate::alloc::extent::Extent;
+use crate::error::{Errno, Error, Result, fail};
+use crate::format::Ino;
+use crate::item::{ChangeSet, ItemLock};
+use crate::lock::Mode;
+use crate::namespace::{Caller, Inode, Namespace, Touch, mode_after_write};
+use crate::sync::Arc;
+use crate::txn::HoldKind;
+
+/// Bytes that are written in one transaction hold.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// A file that is being changed: operation lock (write) and WRITE lock held, fields fresh, nothing offline or pending.
+pub(super) struct Target<'a> {
+    pub(super) ns: &'a Namespace,
+    pub(super) caller: &'a Caller,
+    pub(super) inode: &'a Arc<Inode>,
+    pub(super) lock: &'a ItemLock,
+    pub(super) file: Arc<FileState>,
+}
+
+impl Data {
+    /// Writes all of `data` at `offset` (fewer bytes only when space ends half way).
+    pub(crate) fn write(&self, ns: &Namespace, caller: &Caller, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
+        self.write_at(ns, caller, ino, Some(offset), data).map(|(_, n)| n)
+    }
+
+    /// Writes at the end of the file; returns where.
+    pub(crate) fn append(&self, ns: &Namespace, caller: &Caller, ino: Ino, data: &[u8]) -> Result<(u64, usize)> {
+        self.write_at(ns, caller, ino, None, data)
+    }
+
+    fn write_at(
+        &self,
+        ns: &Namespace,
+        caller: &Caller,
+        ino: Ino,
+        at: Option<u64>,
+        data: &[u8],
+    ) -> Result<(u64, usize)> {
+        self.throttle()?;
+        self.change(ns, caller, ino, |target| {
+            let offset = at.unwrap_or_else(|| target.inode.fields().size);
+            check_end(offset, data.len() as u64)?;
+            self.write_pieces(target, offset, data).map(|n| (offset, n))
+        })
+    }
+
+    /// The frame of everything that changes contents (`spec/07 §9.1` steps 1 to 6): locks, checks, waiting until the whole
+    /// file is online.
+    pub(super) fn change<R>(
+        &self,
+        ns: &Namespace,
+        caller: &Caller,
+        ino: Ino,
+        mut f: impl FnMut(&Target<'_>) -> Result<R>,
+    ) -> Result<R> {
+        if self.read_only {
+            return fail(Errno::EROFS);
+        }
+        loop {
+            let inode = ns.inode(ino)?;
+            let op = inode.op.write();
+            let lock = ns.lock_group(&inode, Mode::Write)?;
+            let fields = ns.fresh(&inode, &lock)?;
+            check_regular(&fields)?;
+            if fields.in_retention() {
+                return fail(Errno::EPERM);
+            }
+            ns.finish_truncate(&inode, &lock)?;
+            if inode.fields().offline_blocks > 0 {
+                let last = inode.fields().size.div_ceil(PAGE as u64).saturating_sub(1);
+                if self.stored(&lock, ino).first_offline(0, last)?.is_some() {
+                    let waiter = self.waiters.sample(ino);
+                    drop(lock);
+                    drop(op);
+                    waiter.sleep()?;
+                    continue;
+                }
+            }
+            let file = self.file(&inode, &lock);
+            return f(&Target { ns, caller, inode: &inode, lock: &lock, file });
+        }
+    }
+
+    /// Writes piece by piece; an error after the first piece is a short write.
+    pub(super) fn write_pieces(&self, target: &Target<'_>, offset: u64, data: &[u8]) -> Result<usize> {
+        let mut done = 0;
+        let mut most = PIECE_BYTES;
+        while done < data.len() {
+            let piece = &data[done..data.len().min(done + most)];
+            match self.write_piece(target, offset + done as u64, piece) {
+                Ok(()) => {
+                    done += piece.len();
+                    self.pages.evict();
+                    if done < data.len() {
+                        self.throttle()?;
+                    }
+                }
+                Err(Error::NeedCommit) => self.txn.sync()?,
+                // There may be room for less.
+                Err(e) if e.is(Errno::ENOSPC) && piece.len() > PAGE => most = (piece.len() / 2).max(PAGE),
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    /// One piece in one transaction.
+    fn write_piece(&self, target: &Target<'_>, offset: u64, data: &[u8]) -> Result<()> {
+        let Target { ns, caller, inode, lock, file } = target;
+        let stored = self.stored(lock, inode.ino());
+        let end = offset + data.len() as u64;
+        let (first, last) = (offset / PAGE as u64, (end - 1) / PAGE as u64);
+        // Pages that are only partly overwritten must be in memory; the references keep them there.
+        let _edges = self.load_edges(file, &stored, offset, end, inode.fields().size)?;
+
+        let tx = ns.begin(HoldKind::Allocating, &[(inode, Touch::Data)])?;
+        let mut f = inode.fields();
+        let old_size = f.size;
+        let delayed = self.not_written(file, &stored, first, last)?;
+        let new: u64 = delayed.iter().filter(|e| e.flags == DELAYED_NEW).map(|e| e.len).sum();
+        if new > 0 {
+            tx.hold().data(|d| d.reserve(new))?;
+        }
+        f.size = f.size.max(end);
+        f.data_version += 1;
+        f.version += 1;
+        (f.mtime, f.ctime) = (tx.now, tx.now);
+        f.mode = mode_after_write(&f, caller);
+        f.online_blocks += delayed.iter().map(|e| e.len).sum::<u64>();
+        let mut cs = ChangeSet::new(&self.items);
+        ns.put_inode(&mut cs, &tx, lock, inode, &mut f, Touch::Data);
+        if let Err(e) = cs.apply(tx.hold()) {
+            tx.hold().data(|d| {
+                d.unreserve(new);
+                Ok(())
+            })?;
+            return Err(e);
+        }
+        inode.store(lock.refresh_gen(), f);
+
+        // From here on nothing fails.
+        self.list_dirty(inode, file, lock);
+        let mut made = if offset > old_size { zero_tail(file, old_size, offset) } else { 0 };
+        made += self.fill_pages(file, offset, data, old_size.max(end));
+        let (before, after, unsubmitted) = {
+            let mut work = file.work.lock();
+            let before = work.delayed.len();
+            delayed.iter().for_each(|e| work.delay(*e));
+            work.unsubmitted += made;
+            (before, work.delayed.len(), work.unsubmitted)
+        };
+        self.note_ranges(tx.hold(), before, after)?;
+        if unsubmitted as usize * PAGE >= self.write_out_bytes() {
+            if let Err(e) = self.write_out(tx.hold(), inode.ino(), lock, file, false) {
+                // The commit tries again, and tells.
+                tracing::warn!("early write-out of inode {}: {e}", inode.ino());
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads the pages of which `offset..end` covers only a part, and the one whose tail becomes visible when the file grows.
+    fn load_edges(
+        &self,
+        file: &Arc<FileState>,
+        stored: &FileExtents<'_>,
+        offset: u64,
+        end: u64,
+        size: u64,
+    ) -> Result<SmallVec<[Arc<Chunk>; 3]>> {
+        let page = PAGE as u64;
+        let mut edges: SmallVec<[u64; 3]> = SmallVec::new();
+        if offset > size && size % page != 0 {
+            edges.push(size / page);
+        }
+        if offset % page != 0 {
+            edges.push(offset / page);
+        }
+        if end % page != 0 {
+            edges.push(end / page);
+        }
+        edges.dedup();
+        let mut pins = SmallVec::new();
+        for at in edges {
+            // Pinned first, so that it is not evicted in between.
+            pins.push(file.pages.chunk_or_new(at / CHUNK_PAGES));
+            self.load(file, stored, at, at, at)?;
+        }
+        Ok(pins)
+    }
+
+    /// The parts of `first..=last` that have no written space and are not delayed yet: holes and unwritten space.
+    fn not_written(
+        &self,
+        file: &FileState,
+        stored: &FileExtents<'_>,
+        first: u64,
+        last: u64,
+    ) -> Result<SmallVec<[Extent; 4]>> {
+        let work = file.work.lock();
+        let mut out: SmallVec<[Extent; 4]> = SmallVec::new();
+        let mut at = first;
+        while at <= last {
+            let gap_end = match work.delayed.at_or_after(at) {
+                Some(d) if d.start <= at => {
+                    at = d.end();
+                    continue;
+                }
+                Some(d) => d.start.min(last + 1),
+                None => last + 1,
+            };
+            stored.pieces(at, gap_end - 1, &mut |piece| {
+                if is_offline(&piece) {
+                    return unexpected_offline(stored.ino, piece.start);
+                }
+                if piece.map == 0 {
+                    out.push(Extent::new(piece.start, piece.len, 0, DELAYED_NEW));
+                } else if is_unwritten(&piece) {
+                    out.push(Extent::new(piece.start, piece.len, 0, DELAYED_CONVERT));
+                }
+                Ok(())
+            })?;
+            at = gap_end;
+        }
+        Ok(out)
+    }
+
+    /// Copies `data` into pages and marks them dirty; zeros what the last page has behind the new end of the file. Returns how
+    /// many pages became dirty.
+    fn fill_pages(&self, file: &Arc<FileState>, offset: u64, data: &[u8], size: u64) -> u64 {
+        let (page, chunk_bytes) = (PAGE as u64, CHUNK_PAGES * PAGE as u64);
+        let end = offset + data.len() as u64;
+        let mut made = 0;
+        let mut pos = offset;
+        while pos < end {
+            let index = pos / chunk_bytes;
+            let base = index * chunk_bytes;
+            let upto = end.min(base + chunk_bytes);
+            let chunk = file.pages.chunk_or_new(index);
+            let mut state = chunk.state.write();
+            if state.gone {
+                continue;
+            }
+            chunk.touch();
+            let (first, last) = ((pos - base) / page, (upto - 1 - base) / page);
+            self.pages.grow(&mut state, last as usize + 1);
+            let bytes = state.bytes_mut();
+            let (from, to) = ((pos - base) as usize, (upto - base) as usize);
+            bytes[from..to].copy_from_slice(&data[(pos - offset) as usize..(upto - offset) as usize]);
+            if upto == size {
+                bytes[to..(last as usize + 1) * PAGE].fill(0);
+            }
+            let bits = mask(first, last - first + 1);
+            made += file.pages.set_dirty(&mut state, bits);
+            drop(state);
+            file.work.lock().dirty_chunks.insert(index);
+            pos = upto;
+        }
+        made
+    }
+
+    /// Waits until there is room for more dirty pages.
+    fn throttle(&self) -> Result<()> {
+        while self.pages.dirty_bytes() > self.dirty_limit {
+            if self.writer.is_busy() {
+                self.writer.wait_one();
+            } else {
+                self.txn.sync()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Dirty bytes of one file that are worth writing before the commit.
+    fn write_out_bytes(&self) -> usize {
+        (self.dirty_limit / 4).min(8 << 20)
+    }
+}
+
+/// The bytes of the block of `size` from there to `upto` or the end of the block become visible: they are zeros. The page is
+/// loaded. Returns how many pages became dirty.
+pub(super) fn zero_tail(file: &Arc<FileState>, size: u64, upto: u64) -> u64 {
+    let page = size / PAGE as u64;
+    let (from, end) = ((size % PAGE as u64) as usize, (upto - page * PAGE as u64).min(PAGE as u64) as usize);
+    let Some(chunk) = file.pages.chunk(page / CHUNK_PAGES).filter(|_| from != 0) else { return 0 };
+    let mut state = chunk.state.write();
+    let within = page % CHUNK_PAGES;
+    if state.valid & mask(within, 1) == 0 {
+        return 0;
+    }
+    let start = within as usize * PAGE;
+    let tail = &mut state.bytes_mut()[start + from..start + end];
+    if tail.iter().all(|b| *b == 0) {
+        return 0;
+    }
+    tail.fill(0);
+    let made = file.pages.set_dirty(&mut state, mask(within, 1));
+    drop(state);
+    file.work.lock().dirty_chunks.insert(page / CHUNK_PAGES);
+    made
+}

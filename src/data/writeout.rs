@@ -1,0 +1,210 @@
+//! Deciding where dirty pages go, and the data room's part of a commit (`spec/07 §7`).
+//!
+//! Write-out of a file has two steps. First every delayed range gets blocks: promised ones for holes, the existing ones for
+//! unwritten space; the extent items change in the open transaction. Then all dirty pages are handed to the writer threads.
+//! A stream does this early for its full chunks; a commit does it for everything and waits.
+
+use smallvec::SmallVec;
+
+use super::extents::{Edit, FileExtents, is_online};
+use super::io::{JOB_BYTES, Job, Part};
+use super::pages::{CHUNK_PAGES, PAGE, runs};
+use super::state::{DELAYED_NEW, FileState};
+use super::{Data, DirtyFile};
+use crate::alloc::extent::{Extent, ExtentRead};
+use crate::error::{Error, Result};
+use crate::format::{DataBlock, Ino};
+use crate::item::{ChangeSet, CoveringLock, InTransaction};
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering::Relaxed;
+use crate::txn::{CommitCtx, CommitHook, Hold};
+
+impl Data {
+    /// Allocates and submits dirty pages of a file: all of them, or all but those of the last chunk, which is probably being
+    /// filled. The operation lock (write) is held, or this is the commit.
+    pub(super) fn write_out(
+        &self,
+        hold: &Hold<'_>,
+        ino: Ino,
+        lock: &CoveringLock,
+        file: &Arc<FileState>,
+        all: bool,
+    ) -> Result<()> {
+        let last = file.work.lock().dirty_chunks.last().copied();
+        let Some(last) = last else { return Ok(()) };
+        let limit = if all { u64::MAX } else { last };
+        let stored = FileExtents { commits: hold.commits(), ..self.stored(lock, ino) };
+        self.allocate(hold, &stored, file, limit.saturating_mul(CHUNK_PAGES))?;
+        self.submit(&stored, file, limit)
+    }
+
+    /// Gives the delayed ranges before page `limit` their blocks.
+    fn allocate(&self, hold: &Hold<'_>, stored: &FileExtents<'_>, file: &FileState, limit: u64) -> Result<()> {
+        if limit == 0 {
+            return Ok(());
+        }
+        let ranges: Vec<Extent> = {
+            let work = file.work.lock();
+            let before = work.delayed.iter().take_while(|e| e.start < limit);
+            before.map(|e| e.cut(e.start, limit - 1)).collect()
+        };
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        let mut taken: Vec<(DataBlock, u64)> = Vec::new();
+        let mut edit = Edit::new(*stored);
+        let planned = ranges.iter().try_for_each(|r| self.map_range(hold, &mut edit, r, &mut taken));
+        let applied = planned.and_then(|()| {
+            let mut cs = ChangeSet::new(&self.items);
+            edit.add_to(&mut cs);
+            cs.apply(hold)
+        });
+        if let Err(e) = applied {
+            hold.data(|d| {
+                for (start, len) in &taken {
+                    d.give_back(*start, *len);
+                    d.reserve(*len)?;
+                }
+                Ok(())
+            })?;
+            return Err(e);
+        }
+        let (before, after) = {
+            let mut work = file.work.lock();
+            let before = work.delayed.len();
+            for r in &ranges {
+                work.forget_delayed(r.start, r.last());
+            }
+            (before, work.delayed.len())
+        };
+        self.note_ranges(hold, before, after)
+    }
+
+    /// Plans written space for one delayed range.
+    fn map_range(
+        &self,
+        hold: &Hold<'_>,
+        edit: &mut Edit<'_>,
+        range: &Extent,
+        taken: &mut Vec<(DataBlock, u64)>,
+    ) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end() {
+            let piece = if range.flags == DELAYED_NEW {
+                let (start, len) = hold.data(|d| d.alloc_reserved(range.end() - at))?;
+                taken.push((start, len));
+                Extent::new(at, len, start.0, 0)
+            } else {
+                let found = edit.next(at)?.filter(|e| e.start <= at && e.map != 0);
+                let e = found.ok_or_else(|| {
+                    Error::corrupt("file data in memory", format!("block {at} was unwritten space and is not any more"))
+                })?;
+                Extent { flags: 0, ..e.cut(at, range.last()) }
+            };
+            edit.set(piece)?;
+            at = piece.end();
+        }
+        Ok(())
+    }
+
+    /// Makes jobs of all dirty pages in chunks before `limit`. They all have written space.
+    fn submit(&self, stored: &FileExtents<'_>, file: &Arc<FileState>, limit: u64) -> Result<()> {
+        let indices: Vec<u64> = file.work.lock().dirty_chunks.range(..limit).copied().collect();
+        let (mut parts, mut bytes, mut pages) = (Vec::new(), 0, 0);
+        let mut current: Option<Extent> = None;
+        for index in &indices {
+            let Some(chunk) = file.pages.chunk(*index) else { continue };
+            let dirty = chunk.state.read().dirty;
+            let mut mapped: SmallVec<[(u64, u64, u64); 2]> = SmallVec::new();
+            for (from, n) in runs(dirty) {
+                let (mut at, end) = (index * CHUNK_PAGES + from, index * CHUNK_PAGES + from + n);
+                while at < end {
+                    if current.is_none_or(|e| !e.contains(at)) {
+                        current = stored.next(at)?;
+                    }
+                    let Some(e) = current.filter(|e| e.contains(at) && is_online(e)) else {
+                        return Err(Error::corrupt(
+                            format!("file {}", stored.ino),
+                            format!("block {at} is dirty and has no written space"),
+                        ));
+                    };
+                    let piece = e.cut(at, end - 1);
+                    mapped.push((at - index * CHUNK_PAGES, piece.len, piece.map));
+                    at = piece.end();
+                }
+            }
+            bytes += dirty.count_ones() as usize * PAGE;
+            pages += u64::from(dirty.count_ones());
+            parts.push(Part { chunk, runs: mapped });
+            if bytes >= JOB_BYTES {
+                self.start_job(file, std::mem::take(&mut parts));
+                bytes = 0;
+            }
+        }
+        self.start_job(file, parts);
+        let mut work = file.work.lock();
+        work.unsubmitted = work.unsubmitted.saturating_sub(pages);
+        Ok(())
+    }
+
+    fn start_job(&self, file: &Arc<FileState>, parts: Vec<Part>) {
+        if parts.is_empty() {
+            return;
+        }
+        let mut work = file.work.lock();
+        for part in &parts {
+            work.dirty_chunks.remove(&part.chunk.index);
+        }
+        drop(work);
+        self.writer.submit(Job { file: file.clone(), parts });
+    }
+
+    fn listed(&self) -> Vec<(Ino, Arc<FileState>, Arc<CoveringLock>)> {
+        self.dirty.lock().iter().map(|(ino, d)| (*ino, d.file.clone(), d.lock.clone())).collect()
+    }
+}
+
+impl CommitHook for Data {
+    fn is_dirty(&self) -> bool {
+        !self.dirty.lock().is_empty()
+    }
+
+    fn prepare(&self, ctx: &CommitCtx) -> Result<()> {
+        self.writer.clear_failure();
+        for (ino, file, lock) in self.listed() {
+            self.write_out(ctx.hold(), ino, &lock, &file, true)?;
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<bool> {
+        match self.writer.wait_all() {
+            Ok(wrote) => Ok(wrote),
+            Err(e) => {
+                // Holders are excluded, so what is dirty now is what failed.
+                for (ino, file, lock) in self.listed() {
+                    let stored = FileExtents { commits: true, ..self.stored(&lock, ino) };
+                    self.submit(&stored, &file, u64::MAX)?;
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn committed(&self) {
+        let mut clean: Vec<DirtyFile> = Vec::new();
+        let mut dirty = self.dirty.lock();
+        dirty.retain(|_, d| {
+            if d.file.pages.is_dirty() {
+                return true;
+            }
+            d.file.work.lock().listed = false;
+            clean.push(DirtyFile { inode: d.inode.clone(), file: d.file.clone(), lock: d.lock.clone() });
+            false
+        });
+        drop(dirty);
+        // Inodes that nobody else refers to end here, outside of the lock.
+        drop(clean);
+        self.delayed_ranges.store(0, Relaxed);
+    }
+}
