@@ -6,6 +6,8 @@
 //!
 //! Exit status: 0 the volume is consistent (warnings and notes may be printed), 1 it is not, 2 it cannot be checked.
 
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -37,11 +39,9 @@ fn main() -> ExitCode {
     let args = Args::parse();
     match run(&args) {
         Ok(report) => {
-            if args.json {
-                println!("{:#}", to_json(&report));
-            } else {
-                print_text(&report);
-            }
+            let text = if args.json { format!("{:#}\n", to_json(&report)) } else { to_text(&report) };
+            // A reader that closed the pipe (head) has seen enough.
+            let _ = std::io::stdout().write_all(text.as_bytes());
             if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(1) }
         }
         Err(e) => {
@@ -75,25 +75,34 @@ fn open(path: &Path) -> Result<Arc<FileDevice>> {
     FileDevice::open(path, &FileOptions { read_only: true, ..FileOptions::default() })
 }
 
-fn print_text(report: &CheckReport) {
+fn to_text(report: &CheckReport) -> String {
+    let mut out = String::new();
+    text(&mut out, report).expect("writing to a string cannot fail");
+    out
+}
+
+fn text(out: &mut String, report: &CheckReport) -> std::fmt::Result {
     for finding in &report.findings {
-        println!("{finding}");
+        writeln!(out, "{finding}")?;
     }
     let listed = report.findings.len() as u64;
     let all = report.errors + report.warnings;
     if all > listed {
-        println!("and {} more", all - listed);
+        writeln!(out, "and {} more", all - listed)?;
     }
-    println!("volume {:016x}, format version {}", report.fsid, report.format_version);
-    println!(
+    writeln!(out, "volume {:016x}, format version {}", report.fsid, report.format_version)?;
+    writeln!(
+        out,
         "  metadata blocks: {} used, {} free, {} lost",
         report.used_meta_blocks, report.free_meta_blocks, report.leaked_meta_blocks
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "  data blocks: {} used, {} free, {} lost",
         report.used_data_blocks, report.free_data_blocks, report.leaked_data_blocks
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "  {} inodes, {} entries, {} xattrs, {} extents, {} items in all; {} log trees, {} search entries",
         report.inodes,
         report.entries,
@@ -104,9 +113,9 @@ fn print_text(report: &CheckReport) {
         report.search_entries
     );
     match (report.errors, report.warnings) {
-        (0, 0) => println!("The volume is consistent."),
-        (0, w) => println!("The volume is consistent, with {w} warnings."),
-        (e, w) => println!("The volume is INCONSISTENT: {e} errors, {w} warnings."),
+        (0, 0) => writeln!(out, "The volume is consistent."),
+        (0, w) => writeln!(out, "The volume is consistent, with {w} warnings."),
+        (e, w) => writeln!(out, "The volume is INCONSISTENT: {e} errors, {w} warnings."),
     }
 }
 
