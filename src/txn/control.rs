@@ -67,6 +67,12 @@ impl Control {
         }
     }
 
+    /// How many tries of commits failed.
+    #[cfg(test)]
+    pub(super) fn failures(&self) -> u64 {
+        self.state.lock().failures
+    }
+
     /// Ends the commit thread, when it is through with what it does.
     pub(super) fn stop(&self) {
         self.state.lock().stopping = true;
