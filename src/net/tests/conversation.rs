@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::harness::*;
+use crate::error::Errno;
 use crate::net::command::Command;
 use crate::net::server::ServerEvent;
 use crate::net::transport::Transport;
-use crate::net::{MemTransport, TcpOptions, TcpTransport};
-use crate::sync::Arc;
+use crate::net::{ClientConn, MemTransport, ServerNet, TcpOptions, TcpTransport};
+use crate::sync::{Arc, thread};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -46,4 +47,174 @@ fn a_mount_talks_and_leaves_in_process() {
 fn a_mount_talks_and_leaves_over_tcp() {
     let transport = TcpTransport::new(TcpOptions::default()).unwrap();
     request_and_farewell(transport, SocketAddr::from(([127, 0, 0, 1], 0)));
+}
+
+/// What has no answer is asked again at the new server, in order; what was answered for the old one is not.
+#[test]
+fn requests_survive_a_change_of_server() {
+    let hub: Arc<dyn Transport> = MemTransport::new();
+    let (old, events) = server(&hub, addr(1), 3, LONG);
+    let ear = Arc::new(Ear { keep: true, ..Ear::default() });
+    let place = Place::at(addr(1), 3);
+    let conn = client(&hub, 5, &place, &ear);
+    let (sender, answers) = crossbeam::channel::unbounded();
+    for n in 0..10u64 {
+        let sender = sender.clone();
+        let done = Box::new(move |result: crate::Result<Vec<u8>>| sender.send((n, result.is_ok())).unwrap());
+        conn.request_with(Command::AllocInodes, &n.to_le_bytes(), done);
+    }
+    let mut seen = Vec::new();
+    while seen.len() < 10 {
+        match events.recv().unwrap() {
+            ServerEvent::Greeting { token, first_contact, .. } => {
+                assert!(first_contact);
+                old.greeting_done(token, Ok(()));
+                old.request(5, Command::Lock, &[1; 48]).unwrap();
+            }
+            ServerEvent::Request { id, payload, .. } => {
+                seen.push(payload);
+                if seen.len() <= 3 {
+                    old.respond(5, id, Command::AllocInodes, Ok(vec![0; 16]));
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    for n in 0..3 {
+        assert_eq!(answers.recv().unwrap(), (n, true));
+    }
+    let stale = eventually("the invalidation", || ear.kept.lock().pop());
+    // Fail-over.
+    *place.server.lock() = Some((addr(2), 9));
+    let (new, events) = server(&hub, addr(2), 9, LONG);
+    old.stop();
+    let mut again = Vec::new();
+    while again.len() < 7 {
+        match events.recv().unwrap() {
+            ServerEvent::Greeting { token, greeting, first_contact, .. } => {
+                assert_eq!((greeting.server_term.get(), first_contact), (3, true));
+                new.greeting_done(token, Ok(()));
+            }
+            ServerEvent::Request { id, payload, .. } => {
+                again.push(payload);
+                new.respond(5, id, Command::AllocInodes, Ok(vec![0; 16]));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(again, seen[3..]);
+    for n in 3..10 {
+        assert_eq!(answers.recv().unwrap(), (n, true));
+    }
+    stale.send(Ok(vec![0; 48]));
+    ok(conn.request_in_background(&events, &new));
+    assert!(ear.heard().ends_with(&[Heard::NewServer(9)]));
+}
+
+/// Forced down: what waits fails, what comes later fails, nothing hangs.
+#[test]
+fn forcing_down_completes_everything() {
+    let hub: Arc<dyn Transport> = MemTransport::new();
+    let place = Place::at(addr(1), 3);
+    *place.server.lock() = None;
+    let conn = client(&hub, 5, &place, &Arc::default());
+    let waiting = {
+        let conn = conn.clone();
+        thread::spawn(move || conn.request(Command::GetRoots, &[]))
+    };
+    eventually("the request waits", || (conn.status().pending == 1).then_some(()));
+    assert!(conn.status().last_error.is_none_or(|e| e.is(Errno::ENOENT)));
+    conn.force_down();
+    assert!(waiting.join().unwrap().unwrap_err().is(Errno::ECONNABORTED));
+    assert_eq!(conn.request(Command::GetRoots, &[]).unwrap_err().errno(), Errno::ENOLINK);
+    assert_eq!(conn.lock_request(&[0; 48]).unwrap_err().errno(), Errno::ENOLINK);
+    assert!(conn.farewell().is_err());
+    conn.close();
+}
+
+/// Nobody knows of a mount that has never greeted: it just goes.
+#[test]
+fn a_mount_without_server_leaves_at_once() {
+    let hub: Arc<dyn Transport> = MemTransport::new();
+    let conn = client(&hub, 5, &Place::at(addr(1), 3), &Arc::default());
+    conn.farewell().unwrap();
+    conn.close();
+}
+
+/// The answer to the farewell is lost with the server; the mounted client item is gone, so the mount is done.
+#[test]
+fn the_missing_item_confirms_a_farewell() {
+    let hub: Arc<dyn Transport> = MemTransport::new();
+    let (net, events) = server(&hub, addr(1), 3, LONG);
+    let place = Place::at(addr(1), 3);
+    let conn = client(&hub, 5, &place, &Arc::default());
+    let ServerEvent::Greeting { token, .. } = events.recv().unwrap() else { panic!("a greeting") };
+    net.greeting_done(token, Ok(()));
+    eventually("it is connected", || conn.status().connected.then_some(()));
+    let leaving = {
+        let conn = conn.clone();
+        thread::spawn(move || conn.farewell())
+    };
+    assert!(matches!(events.recv().unwrap(), ServerEvent::Request { cmd: Command::Farewell, .. }));
+    *place.mounted.lock() = false;
+    net.stop();
+    leaving.join().unwrap().unwrap();
+    conn.close();
+}
+
+/// A client that does not read holds up neither the server nor other clients, and gets everything in the end.
+#[test]
+fn a_client_that_does_not_read_holds_up_nobody() {
+    for transport in [MemTransport::new() as Arc<dyn Transport>, TcpTransport::new(TcpOptions::default()).unwrap()] {
+        let tcp = SocketAddr::from(([127, 0, 0, 1], 0));
+        // Port 0 stands for "any" over TCP, and for itself in process.
+        let (net, events) = server(&transport, tcp, 3, LONG);
+        let mut slow = Raw::connect(&transport, net.local_addr());
+        slow.greet(5, 1, 0, 0);
+        let ServerEvent::Greeting { token, .. } = events.recv().unwrap() else { panic!("a greeting") };
+        net.greeting_done(token, Ok(()));
+        let total = 300_000u64;
+        for _ in 0..total {
+            net.request(5, Command::Lock, &[0; 48]).unwrap();
+        }
+        let (_, answering) = answer_all(&net, events);
+        let quick = client(&transport, 6, &Place::at(net.local_addr(), 3), &Arc::default());
+        ok(quick.request(Command::Statfs, &[]));
+        assert_eq!(slow.receive().unwrap().0.cmd, Command::Greeting);
+        let mut seq = 1;
+        for _ in 0..total {
+            let (head, _) = slow.receive().unwrap();
+            assert!(head.seq > seq);
+            seq = head.seq;
+        }
+        quick.close();
+        net.stop();
+        drop(net);
+        answering.join().unwrap();
+    }
+}
+
+trait Background {
+    fn request_in_background(
+        &self,
+        events: &crossbeam::channel::Receiver<ServerEvent>,
+        net: &ServerNet,
+    ) -> crate::Result<Vec<u8>>;
+}
+
+impl Background for Arc<ClientConn> {
+    /// Makes a request and answers it; nothing else may arrive at the server.
+    fn request_in_background(
+        &self,
+        events: &crossbeam::channel::Receiver<ServerEvent>,
+        net: &ServerNet,
+    ) -> crate::Result<Vec<u8>> {
+        let conn = self.clone();
+        let asking = thread::spawn(move || conn.request(Command::Statfs, &[]));
+        let ServerEvent::Request { rid, id, cmd: Command::Statfs, .. } = events.recv().unwrap() else {
+            panic!("an answer to the old server, or anything else")
+        };
+        net.respond(rid, id, Command::Statfs, Ok(zeros(Command::Statfs)));
+        asking.join().unwrap()
+    }
 }
