@@ -92,7 +92,10 @@ impl Data {
         }
         let page = from / PAGE as u64;
         let there = target.file.work.lock().delayed.at_or_after(page).is_some_and(|e| e.contains(page))
-            || self.stored(target.lock, target.inode.ino()).next(page)?.is_some_and(|e| e.contains(page));
+            || self
+                .stored(target.lock, target.inode.ino())
+                .next(page)?
+                .is_some_and(|e| e.contains(page) && is_online(&e));
         // The bytes may lie in two neighbouring blocks when the range is short.
         let split = ((page + 1) * PAGE as u64).min(to);
         if there {

@@ -54,7 +54,7 @@ use crate::format::{DirentKind, Ino};
 use crate::item::{CoveringLock, ItemLock, Items};
 use crate::lock::{LockName, Mode};
 use crate::namespace::{Fields, Inode};
-use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use crate::sync::{Arc, Mutex};
 use crate::txn::{Hold, Txn};
 
@@ -97,6 +97,8 @@ pub(crate) struct Data {
     /// Delayed ranges of all files: extent items that the commit will have to change.
     delayed_ranges: AtomicU64,
     writer: Writer,
+    /// The last wait of a commit ended with a failure: its pages must be submitted again.
+    write_failed: AtomicBool,
     waiters: Waiters,
 }
 
@@ -113,6 +115,7 @@ impl Data {
             dirty_limit: parts.dirty_bytes.max(64 * PAGE),
             dirty: Mutex::new(BTreeMap::new()),
             delayed_ranges: AtomicU64::new(0),
+            write_failed: AtomicBool::new(false),
             waiters: Waiters::new(),
         }))
     }

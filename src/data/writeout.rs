@@ -170,7 +170,9 @@ impl CommitHook for Data {
     }
 
     fn prepare(&self, ctx: &CommitCtx) -> Result<()> {
+        // Whatever failed before is dirty and submitted now.
         self.writer.clear_failure();
+        self.write_failed.store(false, Relaxed);
         for (ino, file, lock) in self.listed() {
             self.write_out(ctx.hold(), ino, &lock, &file, true)?;
         }
@@ -178,17 +180,23 @@ impl CommitHook for Data {
     }
 
     fn wait(&self) -> Result<bool> {
-        match self.writer.wait_all() {
-            Ok(wrote) => Ok(wrote),
-            Err(e) => {
-                // Holders are excluded, so what is dirty now is what failed.
-                for (ino, file, lock) in self.listed() {
-                    let stored = FileExtents { commits: true, ..self.stored(&lock, ino) };
-                    self.submit(&stored, &file, u64::MAX)?;
-                }
-                Err(e)
+        let resubmitted = match self.write_failed.load(Relaxed) {
+            // Holders are excluded, so what is dirty now is what failed.
+            true => self.listed().iter().try_for_each(|(ino, file, lock)| {
+                let stored = FileExtents { commits: true, ..self.stored(lock, *ino) };
+                self.submit(&stored, file, u64::MAX)
+            }),
+            false => Ok(()),
+        };
+        let result = resubmitted.and(self.writer.wait_all()).and_then(|wrote| {
+            // The last line of defence of invariant 1.
+            match self.dirty.lock().iter().find(|(_, d)| d.file.pages.is_dirty()) {
+                Some((ino, _)) => Err(Error::corrupt(format!("file {ino} in memory"), "dirty after all was written")),
+                None => Ok(wrote),
             }
-        }
+        });
+        self.write_failed.store(result.is_err(), Relaxed);
+        result
     }
 
     fn committed(&self) {
