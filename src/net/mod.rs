@@ -20,6 +20,8 @@
 //!
 //! The room does not know what requests mean; it only checks the lengths of their payloads.
 
+#[doc(hidden)]
+pub mod bench;
 mod client;
 mod codec;
 mod command;
