@@ -111,7 +111,7 @@ fn text(out: &mut String, report: &CheckReport) -> std::fmt::Result {
         report.items,
         report.log_trees,
         report.search_entries
-    );
+    )?;
     match (report.errors, report.warnings) {
         (0, 0) => writeln!(out, "The volume is consistent."),
         (0, w) => writeln!(out, "The volume is consistent, with {w} warnings."),

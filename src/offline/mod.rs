@@ -9,6 +9,7 @@
 
 mod change;
 mod check;
+mod dump;
 mod image;
 mod leaf;
 mod mkfs;
@@ -22,6 +23,7 @@ pub use change::{
     prepare_empty_data_device,
 };
 pub use check::{CheckOptions, CheckProgress, CheckReport, Finding, FindingClass, Severity, check};
+pub use dump::{DumpOptions, dump};
 pub use mkfs::{Identity, MIN_META_BLOCKS, MIN_PRODUCTION_BYTES, MkfsOptions, MkfsReport, mkfs};
 pub use signature::find_signature;
 pub use slot::{QuorumSlot, parse_size};
