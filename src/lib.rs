@@ -15,6 +15,9 @@ mod data;
 pub mod device;
 pub mod error;
 pub mod format;
+#[cfg(all(feature = "internals", not(loom)))]
+#[doc(hidden)]
+pub mod internals;
 #[cfg(not(loom))]
 mod item;
 pub(crate) mod lock;

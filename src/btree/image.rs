@@ -52,7 +52,7 @@ fn items_of(block: &[u8; BLOCK_BYTES], nr: usize) -> &[BtreeItem] {
 
 /// What is known of a block that passed all checks.
 #[derive(Debug)]
-pub(super) struct View {
+pub(crate) struct View {
     level: u8,
     nr: u16,
     total: u16,
@@ -216,21 +216,21 @@ impl View {
     }
 
     /// The items of the block that this view was made of.
-    pub(super) fn node<'a>(&'a self, block: &'a [u8; BLOCK_BYTES]) -> CleanNode<'a> {
+    pub(crate) fn node<'a>(&'a self, block: &'a [u8; BLOCK_BYTES]) -> CleanNode<'a> {
         CleanNode { block, items: items_of(block, self.nr as usize), view: self }
     }
 }
 
 /// A checked block, read by rank.
 #[derive(Clone, Copy)]
-pub(super) struct CleanNode<'a> {
+pub(crate) struct CleanNode<'a> {
     block: &'a [u8; BLOCK_BYTES],
     items: &'a [BtreeItem],
     view: &'a View,
 }
 
 impl<'a> CleanNode<'a> {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.items.len()
     }
 
@@ -243,7 +243,7 @@ impl<'a> CleanNode<'a> {
         &self.items[slot]
     }
 
-    pub(super) fn key(&self, rank: usize) -> Key {
+    pub(crate) fn key(&self, rank: usize) -> Key {
         self.item(rank).key.to_key()
     }
 
@@ -262,7 +262,7 @@ impl<'a> CleanNode<'a> {
         }
     }
 
-    pub(super) fn value(&self, rank: usize) -> &'a [u8] {
+    pub(crate) fn value(&self, rank: usize) -> &'a [u8] {
         let (off, len) = self.value_at(rank);
         &self.block[off as usize..off as usize + len as usize]
     }
@@ -272,7 +272,7 @@ impl<'a> CleanNode<'a> {
     }
 
     /// Rank of the key, or where it would be.
-    pub(super) fn search(&self, key: &Key) -> Result<usize, usize> {
+    pub(crate) fn search(&self, key: &Key) -> Result<usize, usize> {
         let (mut low, mut high) = (0, self.len());
         while low < high {
             let mid = (low + high) / 2;

@@ -28,6 +28,11 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "internals")]
+pub(crate) use image::View;
+#[cfg(feature = "internals")]
+pub(crate) use node::Node;
+
 pub(crate) use bulk::{LogItem, insert_list};
 pub(crate) use free::free_blocks;
 pub(crate) use merge::{MergeArgs, MergeEnd, merge};

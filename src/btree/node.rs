@@ -63,7 +63,7 @@ impl Head {
 
 /// A decoded B-tree block.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Node {
+pub(crate) struct Node {
     pub(super) level: u8,
     heads: Vec<Head>,
     arena: Vec<u8>,
