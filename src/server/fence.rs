@@ -4,11 +4,19 @@
 //! either device. Software inside the filesystem cannot know that; a [`Fencer`] can: it kills the process, resets the
 //! host, cuts it off at the storage, or knows that it does not exist any more (`spec/05 §5.9`).
 
+mod command;
+mod host;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::net::IpAddr;
 
 use crate::error::{Error, Result};
 use crate::format::Rid;
+
+pub use command::CommandFencer;
+pub use host::HostFencer;
 
 /// Why a mount has to be fenced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,7 +41,7 @@ impl fmt::Display for FenceReason {
 
 /// Isolates failed mounts.
 ///
-/// Called on a thread of its own for each request, so it may block; the server gives up on it after 30 seconds and then
+/// [`Fencer::fence`] is called on a thread of its own for each request, so it may block; the server gives up on it after 30 seconds and then
 /// stops, so that another member can try. The same mount may be fenced more than once, also at the same time.
 pub trait Fencer: Send + Sync {
     /// Make sure that the mount `rid`, last seen at `addr`, writes no more.
@@ -41,6 +49,18 @@ pub trait Fencer: Send + Sync {
     /// `Ok` is a promise: from now on no write of that mount reaches the metadata or the data device. An error means
     /// that this could not be reached; the server then stops.
     fn fence(&self, rid: Rid, addr: Option<IpAddr>, reason: FenceReason) -> Result<()>;
+
+    /// The mount `rid` begins here. Called before it can be seen by any other node; an error fails the mount.
+    fn mounted(&self, rid: Rid) -> Result<()> {
+        let _ = rid;
+        Ok(())
+    }
+
+    /// The mount `rid`, which began here, has ended and writes no more. `clean`: the volume knows, nobody will ask for it
+    /// to be fenced.
+    fn left(&self, rid: Rid, clean: bool) {
+        let _ = (rid, clean);
+    }
 }
 
 /// Refuses every request: the safe choice where nothing is known about the other mounts.

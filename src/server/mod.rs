@@ -33,7 +33,7 @@ use crate::error::Result;
 use crate::format::layout::NetStatfs;
 use crate::sync::Arc;
 
-pub use fence::{ConfirmFencing, FenceReason, Fencer, RefuseFencing};
+pub use fence::{CommandFencer, ConfirmFencing, FenceReason, Fencer, HostFencer, RefuseFencing};
 pub(crate) use shadow::read_super;
 pub(crate) use shell::{LocalServer, Server, ServerConfig, ServerHandle, ServerStatus};
 

@@ -45,8 +45,9 @@ pub struct OpenInode(#[expect(dead_code, reason = "held for its drop")] crate::n
 pub struct Environment {
     /// How nodes reach each other; `None`: an in-process network of this volume alone.
     pub transport: Option<Arc<dyn Transport>>,
-    /// Who isolates failed nodes; `None`: nobody but earlier mounts of this very node, which are known to be gone because the
-    /// devices are held exclusively.
+    /// Who isolates failed nodes. `None` with the default network: nobody but earlier mounts of this very node, which are
+    /// known to be gone because the devices are held exclusively. `None` with a network that is given here: every request is
+    /// refused, so that after a crash no server starts; [`crate::server::HostFencer`] is enough if all mounts are on one host.
     pub fencer: Option<Arc<dyn Fencer>>,
 }
 

@@ -21,7 +21,7 @@ use crate::lock::{LockName, Mode};
 use crate::namespace::{Namespace, NamespaceOptions};
 use crate::net::{ClientConn, ClientConnConfig, MemTransport, RECONNECT_WAIT, Transport};
 use crate::quorum::{self, MemberConfig, QuorumDisk, QuorumMember};
-use crate::server::{ConfirmFencing, Fencer, LocalServer, ServerConfig};
+use crate::server::{ConfirmFencing, Fencer, LocalServer, RefuseFencing, ServerConfig};
 use crate::sync::{Arc, OnceLock, Weak};
 
 /// A mount with all its rooms.
@@ -31,6 +31,8 @@ pub(super) struct Mounted {
     node: Arc<Node>,
     member: Option<Arc<QuorumMember>>,
     closed: bool,
+    /// Last, so that it goes after everything that may write.
+    mark: Option<Mark>,
 }
 
 /// The checked super blocks of the two devices.
@@ -80,27 +82,36 @@ impl Mounted {
         let store = BlockStore::new(meta.clone(), fsid, options.block_cache_bytes);
         let config =
             NodeConfig { store: store.clone(), data_dev: data_dev.clone(), rid, fmt_vers: sb.fmt_vers.get(), options };
-        let mut member = None;
+        let (mut member, mut mark) = (None, None);
         let node = if options.read_only {
             Node::new(config, |inbox| {
                 Ok(SnapshotLink::start(store.clone(), meta.size(), inbox.clone())? as Arc<dyn ServerLink>)
             })?
         } else {
-            let network = Network { store: &store, meta: &meta, data_dev: &data_dev, sb: &sb, rid, options };
+            let conn = Arc::default();
+            let network = Network { store: &store, meta: &meta, data_dev: &data_dev, sb: &sb, rid, options, conn };
             network.check()?;
+            let fencer: Arc<dyn Fencer> = match environment.fencer {
+                Some(fencer) => fencer,
+                // Nobody else can be on a network of our own; on a shared one that must never be assumed.
+                None if environment.transport.is_none() => Arc::new(ConfirmFencing),
+                None => Arc::new(RefuseFencing),
+            };
             let transport = environment.transport.unwrap_or_else(|| MemTransport::new());
-            let fencer = environment.fencer.unwrap_or_else(|| Arc::new(ConfirmFencing));
+            fencer.mounted(Rid(rid))?;
+            mark = Some(Mark { fencer: fencer.clone(), rid: Rid(rid), clean: false });
             member = network.join_quorum(&transport, fencer)?;
             Node::new(config, |inbox| network.connect(transport, inbox))?
         };
         let opened = Mounted::build(node.clone(), options);
         match opened {
-            Ok((ns, data)) => Ok(Mounted { ns, data, node, member, closed: false }),
+            Ok((ns, data)) => Ok(Mounted { ns, data, node, member, closed: false, mark }),
             Err(e) => {
                 // A mount that fails half way says farewell, so that nobody has to fence it.
-                let _ = node.leave();
-                if let Some(member) = member {
-                    let _ = member.leave();
+                let left = node.leave();
+                let quit = member.map_or(Ok(()), |member| member.leave());
+                if let Some(mark) = &mut mark {
+                    mark.clean = left.and(quit).is_ok();
                 }
                 Err(e)
             }
@@ -136,7 +147,11 @@ impl Mounted {
         let left = self.node.leave();
         self.data.close();
         let quit = self.member.take().map_or(Ok(()), |m| m.leave());
-        left.and(quit)
+        let end = left.and(quit);
+        if let Some(mark) = &mut self.mark {
+            mark.clean = end.is_ok();
+        }
+        end
     }
 }
 
@@ -152,6 +167,19 @@ impl Drop for Mounted {
     }
 }
 
+/// Tells the fencer when the mount has ended; dropped after everything that may write.
+struct Mark {
+    fencer: Arc<dyn Fencer>,
+    rid: Rid,
+    clean: bool,
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        self.fencer.left(self.rid, self.clean);
+    }
+}
+
 /// What a mount needs to know to meet the others.
 struct Network<'a> {
     store: &'a Arc<BlockStore>,
@@ -160,6 +188,8 @@ struct Network<'a> {
     sb: &'a SuperBlock,
     rid: u64,
     options: &'a VolumeOptions,
+    /// The connection, once there is one, so that a server of our own can tell it that it is up.
+    conn: Arc<OnceLock<Weak<ClientConn>>>,
 }
 
 impl Network<'_> {
@@ -179,7 +209,7 @@ impl Network<'_> {
         let Some(slot) = self.options.quorum_slot.map(usize::from) else { return Ok(None) };
         let addr = quorum::slot_addr(&self.sb.qconf, slot).ok_or_else(|| Error::invalid("the slot is not present"))?;
         let member: Arc<OnceLock<Weak<QuorumMember>>> = Arc::default();
-        let changed = member.clone();
+        let (changed, conn) = (member.clone(), self.conn.clone());
         let server = LocalServer::new(ServerConfig {
             store: self.store.clone(),
             data_dev: Some(self.data_dev.clone()),
@@ -191,6 +221,9 @@ impl Network<'_> {
             on_change: Arc::new(move || {
                 if let Some(member) = changed.get().and_then(Weak::upgrade) {
                     member.server_changed();
+                }
+                if let Some(conn) = conn.get().and_then(Weak::upgrade) {
+                    conn.wake();
                 }
             }),
         });
@@ -230,6 +263,7 @@ impl Network<'_> {
             is_still_mounted: Box::new(is_still_mounted),
             handler: inbox.clone(),
         })?;
+        let _ = self.conn.set(Arc::downgrade(&conn));
         Ok(conn)
     }
 }
