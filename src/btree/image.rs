@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::block::{BLOCK_BYTES, BlockView};
 use crate::error::{Error, Result};
 use crate::format::layout::{AvlNode, BlockRef, BtreeBlockHead, BtreeItem};
-use crate::format::{Key, leaf_hash_bucket};
+use crate::format::{Key, leaf_hash_bucket, leaf_hash_buckets};
 
 use super::MAX_VALUE_BYTES;
 use super::node::{HASH_AT, ITEM_BYTES, ITEMS_AT, Node, REF_BYTES, item_bytes, value_end};
@@ -346,12 +346,20 @@ fn link_balanced(items: &mut [BtreeItem], from: usize, to: usize, parent: u16) -
 }
 
 fn fill_table(items: &[BtreeItem], table: &mut [u16; BUCKETS]) {
-    for (slot, item) in items.iter().enumerate() {
-        let mut bucket = leaf_hash_bucket(&item.key);
+    let mut put = |slot: usize, home: usize| {
+        let mut bucket = home;
         while table[bucket] != 0 {
             bucket = if bucket + 1 == BUCKETS { 0 } else { bucket + 1 };
         }
         table[bucket] = (ITEMS_AT + slot * ITEM_BYTES) as u16;
+    };
+    let (eights, rest) = items.as_chunks::<8>();
+    for (nr, eight) in eights.iter().enumerate() {
+        let homes = leaf_hash_buckets(eight.each_ref().map(|item| &item.key));
+        homes.into_iter().enumerate().for_each(|(i, home)| put(8 * nr + i, home));
+    }
+    for (i, item) in rest.iter().enumerate() {
+        put(items.len() - rest.len() + i, leaf_hash_bucket(&item.key));
     }
 }
 

@@ -265,7 +265,12 @@ impl Node {
         if rank <= self.len() / 2 {
             return self.move_out(0, rank);
         }
-        let right = self.move_out(rank, self.len());
+        let mut right = self.move_out(rank, self.len());
+        if right.len() < self.len() / 8 {
+            // An ascending run goes on there: save it the growing.
+            right.heads.reserve(self.len());
+            right.arena.reserve(self.arena.len());
+        }
         std::mem::replace(self, right)
     }
 

@@ -10,7 +10,7 @@ use super::read::check_root;
 use crate::block::Cow;
 use crate::error::{Errno, Error, Result, fail};
 use crate::format::layout::{BlockRef, BtreeRoot};
-use crate::format::{Key, KeyRange};
+use crate::format::{Key, KeyRange, MetaBlock};
 
 /// The empty tree.
 pub(super) const EMPTY_ROOT: BtreeRoot = BtreeRoot { block_ref: NULL_REF, height: 0, pad: [0; 7] };
@@ -63,18 +63,23 @@ pub(super) fn node<'c>(cow: &'c mut Cow, r: &BlockRef) -> Result<&'c mut Node> {
     cow.dirty.get_mut(r)?.ok_or_else(|| corrupt(r, "not dirty"))
 }
 
-/// Makes the node dirty and lets its parent (or the root) know where it went.
-fn dirty_node(cow: &mut Cow, root: &mut BtreeRoot, r: &mut BlockRef, parent: InParent, level: u8) -> Result<()> {
-    let before = *r;
-    cow.content_mut::<Node>(r)?;
-    if *r != before {
+/// Makes the node dirty, lets its parent (or the root) know where it went, and gives it.
+fn dirty_node<'c>(
+    cow: &'c mut Cow,
+    root: &mut BtreeRoot,
+    r: &mut BlockRef,
+    parent: InParent,
+    level: u8,
+) -> Result<&'c mut Node> {
+    if !cow.dirty.contains(MetaBlock(r.blkno.get())) {
+        cow.content_mut::<Node>(r)?;
         match parent {
             None => root.block_ref = *r,
             Some((parent, rank)) => node(cow, &parent)?.set_child(rank, r),
         }
     }
-    let found = node(cow, r)?.level;
-    if found == level { Ok(()) } else { Err(corrupt(r, format!("level {found} instead of {level}"))) }
+    let node = node(cow, r)?;
+    if node.level == level { Ok(node) } else { Err(corrupt(r, format!("level {} instead of {level}", node.level))) }
 }
 
 /// Walks down to the block of `to_level` (or to the root, if that is lower) that covers the key. Everything on the path is
@@ -92,6 +97,32 @@ pub(super) fn descend(cow: &mut Cow, root: &mut BtreeRoot, key: &Key, to_level: 
     Err(corrupt(&root.block_ref, "splits and joins do not come to an end"))
 }
 
+/// A change of shape that a walk needs before it can go on.
+enum Reshape {
+    /// Split before this rank.
+    Split(usize),
+    /// Give up a root with one child.
+    Collapse,
+    /// Join with a sibling below this parent; the rank is the block's own.
+    Join(BlockRef, usize),
+}
+
+fn reshape(current: &Node, place: &Place, level: u8, prepare: Prepare) -> Option<Reshape> {
+    let fixed = prepare.subtree && place.parent.is_none();
+    if level > 0 && !fixed {
+        if prepare.split && !current.has_room(REF_BYTES) {
+            return Some(Reshape::Split(current.middle()));
+        }
+        if prepare.join && place.parent.is_none() && current.len() == 1 {
+            return Some(Reshape::Collapse);
+        }
+    }
+    match place.parent {
+        Some((parent, rank)) if prepare.join && current.total() < LOW_BYTES => Some(Reshape::Join(parent, rank)),
+        _ => None,
+    }
+}
+
 /// One attempt; `None` if the shape changed and the walk must start again.
 fn descend_once(
     cow: &mut Cow,
@@ -103,37 +134,23 @@ fn descend_once(
     let mut place = Place { r: root.block_ref, parent: None, range: KeyRange::ALL };
     let mut level = root.height - 1;
     loop {
-        dirty_node(cow, root, &mut place.r, place.parent, level)?;
-        let current = node(cow, &place.r)?;
+        let current = dirty_node(cow, root, &mut place.r, place.parent, level)?;
         if let (Some(first), Some(last)) = (current.first_key(), current.last_key())
             && (first < place.range.start || last > place.range.end)
         {
             return Err(corrupt(&place.r, format!("keys outside {} to {}", place.range.start, place.range.end)));
         }
-        let fixed = prepare.subtree && place.parent.is_none();
-        if level > 0 && !fixed {
-            if prepare.split && !current.has_room(REF_BYTES) {
-                let at = current.middle();
-                split(cow, root, &place, at, false)?;
-                return Ok(None);
+        if let Some(change) = reshape(current, &place, level, prepare) {
+            match change {
+                Reshape::Split(at) => split(cow, root, &place, at, false)?,
+                Reshape::Collapse => collapse_root(cow, root)?,
+                Reshape::Join(parent, rank) => join(cow, root, &place.r, parent, rank, level, prepare)?,
             }
-            if prepare.join && place.parent.is_none() && current.len() == 1 {
-                collapse_root(cow, root)?;
-                return Ok(None);
-            }
-        }
-        let current = node(cow, &place.r)?;
-        if prepare.join
-            && let Some((parent, rank)) = place.parent
-            && current.total() < LOW_BYTES
-        {
-            join(cow, root, &place.r, parent, rank, level, prepare)?;
             return Ok(None);
         }
         if level <= to_level {
             return Ok(Some(place));
         }
-        let current = node(cow, &place.r)?;
         let rank = current.search(key).unwrap_or_else(|rank| rank);
         if rank == current.len() {
             return Err(corrupt(&place.r, format!("no child covers key {key}")));

@@ -21,7 +21,10 @@ pub mod xattr;
 
 pub use crc::{block_crc, block_crc_matches, crc, seal_block};
 pub use dirent::{Dirent, name_is_valid, validate_dirent};
-pub use hash::{bloom_bits, dirent_hash, fingerprint, fnv1a_32, fnv1a_64, leaf_hash_bucket, srch_hash, xattr_hash};
+pub use hash::{
+    bloom_bits, dirent_hash, fingerprint, fnv1a_32, fnv1a_64, leaf_hash_bucket, leaf_hash_buckets, srch_hash,
+    xattr_hash,
+};
 pub use ids::{DataBlock, Ino, MetaBlock, Rid, Seq};
 pub use inode::{decode_symlink, encode_inode, encode_symlink, symlink_parts, validate_inode};
 pub use key::{Key, KeyRange};
