@@ -1,6 +1,8 @@
 //! The namespace against a real server, over memory devices.
 
 mod basic;
+mod defects;
+mod errnos;
 mod harness;
 mod invariants;
 mod model;

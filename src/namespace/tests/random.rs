@@ -250,7 +250,8 @@ impl World {
             self.compare(id);
         }
         let alive = self.model.nodes.iter().filter(|n| !n.gone).count();
-        assert_eq!(invariants::check(self.m(), 60 * 1024), alive);
+        let end = self.inos.iter().map(|i| i.0 + 1).max().unwrap_or(0);
+        assert_eq!(invariants::check(self.m(), end), alive);
     }
 }
 
