@@ -46,7 +46,7 @@ fn defect_55_a_create_that_loses_a_race_leaves_nothing() {
     let (one, two) = (cluster.mount(), cluster.mount());
     let me = Caller::root();
     for round in 0..20u8 {
-        let name = [b'f', round];
+        let name = [b'f', b'a' + round];
         let (first, second) = thread::scope(|s| {
             let first = s.spawn(|| one.ns.create(&me, ROOT, &name, 0o600));
             let second = s.spawn(|| two.ns.create(&me, ROOT, &name, 0o600));

@@ -70,6 +70,9 @@ impl Cluster {
     }
 
     pub(super) fn with_version(fmt_vers: u64) -> Arc<Cluster> {
+        // RUST_LOG shows what happens when a test fails.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let meta: Arc<dyn BlockDevice> = MemDevice::new(256 << 20);
         let data: Arc<dyn BlockDevice> = MemDevice::new(256 << 20);
         let addr: SocketAddr = "127.0.0.1:20000".parse().unwrap();

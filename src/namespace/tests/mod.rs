@@ -7,3 +7,4 @@ mod harness;
 mod invariants;
 mod model;
 mod random;
+mod stress;
