@@ -103,8 +103,9 @@ impl LockSender for Outbox {
 /// Where the server's messages arrive. Nothing here blocks.
 pub(crate) struct Inbox {
     omap: Arc<OpenMap>,
-    locks: OnceLock<Arc<LockClient<ItemShard>>>,
-    txn: OnceLock<Arc<Txn>>,
+    // Weak: both rooms send through the connection, which holds the inbox.
+    locks: OnceLock<Weak<LockClient<ItemShard>>>,
+    txn: OnceLock<Weak<Txn>>,
     /// Invalidations being worked on, by a number of ours.
     replies: Mutex<HashMap<u64, Reply>>,
     next_reply: AtomicU64,
@@ -125,9 +126,13 @@ impl Inbox {
         })
     }
 
-    pub(crate) fn connect(&self, locks: Arc<LockClient<ItemShard>>, txn: Arc<Txn>) {
-        let _ = self.locks.set(locks);
-        let _ = self.txn.set(txn);
+    pub(crate) fn connect(&self, locks: &Arc<LockClient<ItemShard>>, txn: &Arc<Txn>) {
+        let _ = self.locks.set(Arc::downgrade(locks));
+        let _ = self.txn.set(Arc::downgrade(txn));
+    }
+
+    fn locks(&self) -> Option<Arc<LockClient<ItemShard>>> {
+        self.locks.get().and_then(Weak::upgrade)
     }
 
     /// What to do when the volume has given this mount up.
@@ -142,7 +147,7 @@ impl Inbox {
 
     /// A lock was granted.
     pub(crate) fn grant(&self, lock: &NetLock) {
-        if let Some(locks) = self.locks.get() {
+        if let Some(locks) = self.locks() {
             if let Err(e) = locks.grant(lock) {
                 tracing::error!("lock grant refused: {e}");
             }
@@ -156,7 +161,7 @@ impl Inbox {
     }
 
     fn invalidate(&self, payload: &[u8], reply: Reply) {
-        let (Some(locks), Ok(lock)) = (self.locks.get(), NetLock::read_from_bytes(payload)) else {
+        let (Some(locks), Ok(lock)) = (self.locks(), NetLock::read_from_bytes(payload)) else {
             return reply.send(Err(Errno::EINVAL.into()));
         };
         let epoch = reply.term();
@@ -172,7 +177,7 @@ impl Inbox {
 
     fn recover(&self, payload: &[u8]) -> Result<Vec<u8>> {
         let key = StoredKey::read_from_bytes(payload).map_err(|_| Error::from(Errno::EINVAL))?;
-        let held = self.locks.get().map(|l| l.recover(&key.to_key())).unwrap_or_default();
+        let held = self.locks().map(|l| l.recover(&key.to_key())).unwrap_or_default();
         let head = NetLockRecoverHead { nr: (held.len() as u16).into(), pad: [0; 6] };
         let mut out = head.as_bytes().to_vec();
         for lock in &held {
@@ -199,7 +204,7 @@ impl ClientHandler for Inbox {
             Command::SyncLogTrees => {
                 reply.send(Ok(Vec::new()));
                 if !self.unmounting.load(Ordering::Acquire) {
-                    if let Some(txn) = self.txn.get() {
+                    if let Some(txn) = self.txn.get().and_then(Weak::upgrade) {
                         txn.start_commit();
                     }
                 }
@@ -218,7 +223,7 @@ impl ClientHandler for Inbox {
     fn new_server(&self, term: u64) {
         // What the old server asked for is answered to nobody.
         self.replies.lock().clear();
-        if let Some(locks) = self.locks.get() {
+        if let Some(locks) = self.locks() {
             locks.new_epoch(term);
         }
     }

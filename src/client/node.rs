@@ -95,7 +95,7 @@ impl Node {
         let lock_config =
             LockClientConfig { idle_count: options.lock_idle_count as usize, ..LockClientConfig::default() };
         let locks = LockClient::new(lock_config, outbox.clone(), revoker.clone())?;
-        inbox.connect(locks.clone(), txn.clone());
+        inbox.connect(&locks, &txn);
         let link = connect(&inbox)?;
         outbox.connect(link.clone(), &inbox);
         let node = Arc::new(Node {
@@ -131,7 +131,7 @@ impl Node {
     }
 
     /// Opens the first transaction; before it, only reading works. A read-only view never has one.
-    pub(crate) fn open(&self, hook: Arc<dyn CommitHook>) -> Result<()> {
+    pub(crate) fn open(&self, hook: &Arc<dyn CommitHook>) -> Result<()> {
         if self.read_only {
             return Ok(());
         }

@@ -99,7 +99,7 @@ impl Txn {
 
     fn prepare(&self, run: &mut Run) -> Result<Step> {
         self.gate.close();
-        if let Some(hook) = self.hook.get() {
+        if let Some(hook) = self.hook() {
             let _scope = CommitScope::enter();
             hook.prepare(&CommitCtx { hold: self.committer() })?;
         }
@@ -142,7 +142,7 @@ impl Txn {
 
     fn write(&self, run: &mut Run) -> Result<Step> {
         run.dirty.write_out(&self.store)?;
-        run.flush_data = match self.hook.get() {
+        run.flush_data = match self.hook() {
             Some(hook) => hook.wait()?,
             None => false,
         };
@@ -176,7 +176,7 @@ impl Txn {
         self.inode_delta.store(0, Relaxed);
         *self.data.lock() = None;
         run.base = run.record;
-        if let Some(hook) = self.hook.get() {
+        if let Some(hook) = self.hook() {
             hook.committed();
         }
         self.durable_seq.store(run.record.get_trans_seq.get(), Relaxed);

@@ -44,7 +44,7 @@ use crate::format::layout::LogTrees;
 use crate::format::srch::Entry as SrchEntry;
 use crate::item::Items;
 use crate::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use crate::sync::{Arc, Mutex, OnceLock, thread};
+use crate::sync::{Arc, Mutex, OnceLock, Weak, thread};
 
 use commit::Run;
 use control::Control;
@@ -124,7 +124,8 @@ pub(crate) struct Txn {
     data_dev: Arc<dyn BlockDevice>,
     items: Arc<Items>,
     service: Arc<dyn LogService>,
-    hook: OnceLock<Arc<dyn CommitHook>>,
+    // Weak: the data room holds the transactions.
+    hook: OnceLock<Weak<dyn CommitHook>>,
     stock: Stock,
     gate: Gate,
     /// Sequence of the open transaction.
@@ -172,9 +173,13 @@ impl Txn {
         })
     }
 
-    /// Sets the file data room's part; before [`Txn::open`]. A second call is ignored.
-    pub(crate) fn set_hook(&self, hook: Arc<dyn CommitHook>) {
-        let _ = self.hook.set(hook);
+    /// Sets the file data room's part; before [`Txn::open`]; the caller keeps it alive until after [`Txn::close`]. A second call is ignored.
+    pub(crate) fn set_hook(&self, hook: &Arc<dyn CommitHook>) {
+        let _ = self.hook.set(Arc::downgrade(hook));
+    }
+
+    fn hook(&self) -> Option<Arc<dyn CommitHook>> {
+        self.hook.get().and_then(Weak::upgrade)
     }
 
     /// Sequence of the open transaction; only a sample unless held.
@@ -189,7 +194,7 @@ impl Txn {
             || self.room.srch.load(Relaxed) != 0
             || self.inode_delta.load(Relaxed) != 0
             || self.data.lock().as_ref().is_some_and(DataAlloc::is_changed)
-            || self.hook.get().is_some_and(|h| h.is_dirty())
+            || self.hook().is_some_and(|h| h.is_dirty())
     }
 
     fn shutdown_error() -> Error {

@@ -431,7 +431,7 @@ fn the_order_of_a_commit_is_kept() {
     let server = ServerBox::on(meta.clone(), data.clone());
     let a = Mount::closed(&server, 1, 1 << 20, |_| {});
     let hook = Arc::new(TestHook::default());
-    a.txn.set_hook(hook.clone());
+    a.txn.set_hook(&(hook.clone() as Arc<dyn CommitHook>));
     a.txn.open().unwrap();
     put(&a, 1, 1, "x");
     meta.log.lock().clear();
@@ -463,7 +463,7 @@ fn the_commit_changes_items_of_a_lock_that_is_being_taken_away() {
     let server = ServerBox::new();
     let a = Mount::closed(&server, 1, 1 << 20, |_| {});
     let hook = Arc::new(TestHook::default());
-    a.txn.set_hook(hook.clone());
+    a.txn.set_hook(&(hook.clone() as Arc<dyn CommitHook>));
     a.txn.open().unwrap();
     let b = Mount::new(&server, 2);
     put(&a, 1, 1, "x");

@@ -23,6 +23,7 @@ use crate::net::{ClientConn, ClientConnConfig, MemTransport, RECONNECT_WAIT, Tra
 use crate::quorum::{self, MemberConfig, QuorumDisk, QuorumMember};
 use crate::server::{ConfirmFencing, Fencer, LocalServer, RefuseFencing, ServerConfig};
 use crate::sync::{Arc, OnceLock, Weak};
+use crate::txn::CommitHook;
 
 /// A mount with all its rooms.
 pub(super) struct Mounted {
@@ -131,7 +132,7 @@ impl Mounted {
         let ns = Namespace::new(node.clone(), data.clone(), NamespaceOptions::default());
         node.add_listener(Arc::new(Listener(Arc::downgrade(&data))));
         node.lock(LockName::inode(crate::format::Ino::ROOT), Mode::Read).map(drop)?;
-        node.open(data.clone())?;
+        node.open(&(data.clone() as Arc<dyn CommitHook>))?;
         ns.getattr(crate::format::Ino::ROOT)?;
         let weak = Arc::downgrade(&ns);
         node.start_background(options, Arc::new(move || weak.upgrade().map_or(Ok(()), |ns| ns.scan_orphans())))?;

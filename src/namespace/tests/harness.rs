@@ -149,7 +149,7 @@ impl Cluster {
         .unwrap();
         let data = Arc::new(NoData);
         let ns = Namespace::new(node.clone(), data.clone(), NamespaceOptions::default());
-        node.open(data).unwrap();
+        node.open(&(data as Arc<dyn CommitHook>)).unwrap();
         TestMount { ns, node }
     }
 }
