@@ -37,6 +37,8 @@ pub(crate) use bulk::{LogItem, insert_list};
 pub(crate) use free::free_blocks;
 pub(crate) use merge::{MergeArgs, MergeEnd, merge};
 pub(crate) use read::{Item, Reader, ValueBytes, VisitItem, lookup, next, prev, read_leaf};
+#[cfg(test)]
+pub(crate) use spine::parents_only;
 pub(crate) use spine::{get_parent, parent_range, set_parent};
 pub(crate) use walk::{TreeBlock, Visitor, visit};
 pub(crate) use write::{delete, dirty, force, insert, rebalance, update};

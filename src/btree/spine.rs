@@ -47,3 +47,40 @@ pub(crate) fn set_parent(cow: &mut Cow, root: &mut BtreeRoot, key: &Key, new: &B
     above.set_child(rank, &new.block_ref);
     Ok(())
 }
+
+/// A tree of height 3 whose level-1 blocks end at the given keys. They, and the first leaf of each, are full enough to be
+/// left alone by rebalancing; the other leaves do not exist.
+#[cfg(test)]
+pub(crate) fn parents_only(cow: &mut Cow, ends: &[Key]) -> Result<BtreeRoot> {
+    use super::node::Node;
+    use crate::format::layout::BlockRef;
+
+    let null = BlockRef { blkno: 0.into(), seq: 0.into() };
+    let mut top = null;
+    for end in ends {
+        let mut key = *end;
+        let mut children = Vec::new();
+        for i in 0..300u64 {
+            children.push((key, BlockRef { blkno: (2 + i).into(), seq: 1.into() }));
+            key = key.prev();
+        }
+        let (mut key, mut first) = (key.next(), null);
+        let leaf = cow.content_mut::<Node>(&mut first)?;
+        for _ in 0..30 {
+            leaf.insert(0, key, 1, 0, &[0; super::MAX_VALUE_BYTES]);
+            key = key.prev();
+        }
+        children.last_mut().expect("there are 300").1 = first;
+
+        let mut parent = null;
+        let block = cow.content_mut::<Node>(&mut parent)?;
+        block.level = 1;
+        for (key, child) in children {
+            block.insert_child(0, key, &child);
+        }
+        let root = cow.content_mut::<Node>(&mut top)?;
+        root.level = 2;
+        root.insert_child(root.len(), *end, &parent);
+    }
+    Ok(BtreeRoot { block_ref: top, height: 3, pad: [0; 7] })
+}

@@ -41,16 +41,25 @@ impl Trees {
         self.stock.reserved(clients as u64)
     }
 
-    /// Free blocks in the tree that fills lists.
-    pub(super) fn avail_total(&self) -> u64 {
-        self.sup.meta_alloc[self.avail_root].total_len.get()
+    /// Free blocks that decide whether metadata is low. On a small volume both trees count, for they change roles when one
+    /// runs dry; on a large one the original's rule is kept, which leaves it a reserve, but for the tree that will supply
+    /// blocks after this commit.
+    pub(super) fn spare_total(&self) -> u64 {
+        let [a, b] = self.sup.meta_alloc.map(|r| r.total_len.get());
+        if self.stock.is_scaled() { a + b } else { a.max(b) }
     }
 
-    /// Free blocks that decide whether metadata space is low. The roots change roles when one runs dry, so on a small volume
-    /// the sum counts; on a large one the original's rule is kept, which leaves it a reserve.
-    pub(super) fn spare_total(&self) -> u64 {
-        let both = self.sup.meta_alloc.iter().map(|r| r.total_len.get()).sum();
-        if self.stock.is_scaled() { both } else { self.avail_total() }
+    /// Which tree of free extents `need` blocks are taken from.
+    ///
+    /// It may have run dry while the other one is full. Nothing freed in the running commit is in the other one before
+    /// the commit's own end, so that may take over at once.
+    fn supply(&mut self, need: u32) -> usize {
+        let totals = self.sup.meta_alloc.map(|r| r.total_len.get());
+        let (avail, freed) = (totals[self.avail_root], totals[1 - self.avail_root]);
+        if avail < u64::from(need) && freed > avail {
+            self.avail_root = 1 - self.avail_root;
+        }
+        self.avail_root
     }
 
     /// How many blocks the changes of this commit may still allocate, or free, before it must be written.
@@ -93,14 +102,8 @@ impl Trees {
         let idle = 1 - self.active;
         let (low, target) = (self.stock.meta_low, self.stock.meta_target);
         let have = self.sup.server_meta_avail[idle].first_nr.get();
-        let totals = self.sup.meta_alloc.map(|r| r.total_len.get());
-        let (avail, freed) = (totals[self.avail_root], totals[1 - self.avail_root]);
-        // The tree that supplies blocks may have run dry while the other is full. Nothing freed in this commit is in the
-        // other one yet, so it may take over at once.
-        if have < low && avail < u64::from(target - have) && freed > avail {
-            self.avail_root = 1 - self.avail_root;
-        }
-        let (from, to) = (self.avail_root, 1 - self.avail_root);
+        let from = if have < low { self.supply(target - have) } else { self.avail_root };
+        let to = 1 - from;
         let bounds = self.meta_bounds();
         let (mut cow, sup) = self.split();
         let (head, root) = (&mut sup.server_meta_avail[idle], &mut sup.meta_alloc[from]);
@@ -144,7 +147,9 @@ impl Trees {
 
     /// Fills a list that is handed to a mount. `ENOSPC` if nothing is left; the list has what could be had.
     pub(super) fn fill_list(&mut self, head: &mut AllocListHead, low: u32, target: u32) -> Result<()> {
-        let (from, bounds) = (self.avail_root, self.meta_bounds());
+        let have = head.first_nr.get();
+        let from = if have < low { self.supply(target.saturating_sub(have)) } else { self.avail_root };
+        let bounds = self.meta_bounds();
         let (mut cow, sup) = self.split();
         own(list::fill(&mut cow, head, &mut sup.meta_alloc[from], bounds, low, target))
     }

@@ -14,6 +14,7 @@ use crate::format::consts::{
     SRCH_COMPACT_SORTED, TYPE_SRCH_BLOCKS, TYPE_SRCH_BUSY, TYPE_SRCH_LOG, TYPE_SRCH_PENDING, ZONE_SRCH,
 };
 use crate::format::layout::{SrchCompact, SrchCompactInput, SrchFile};
+use crate::format::srch::size_class;
 use crate::format::{Key, KeyRange, Rid, check, keys};
 
 use super::core::{Asker, Outcome, ServerCore, Step, refuse};
@@ -31,11 +32,6 @@ fn kind(kind: u8) -> KeyRange {
 
 fn inputs(compact: &SrchCompact) -> &[SrchCompactInput] {
     &compact.inputs[..usize::from(compact.nr).min(SRCH_COMPACT_NR)]
-}
-
-/// Sorted files with the same number here are of similar size.
-fn size_group(file: &SrchFile) -> u32 {
-    (u64::BITS - file.blocks.get().leading_zeros()) / SRCH_COMPACT_ORDER
 }
 
 impl ServerCore {
@@ -106,7 +102,9 @@ impl ServerCore {
                 .remove::<SrchFile>(&keys::srch_sorted(empty.blocks.get(), empty.block_ref.blkno.get().into()))?;
             return Ok(Some(compaction(SRCH_COMPACT_DELETE, &[*empty])));
         }
-        let group = sorted.chunk_by(|a, b| size_group(a) == size_group(b)).find(|g| g.len() >= SRCH_COMPACT_NR);
+        let group = sorted
+            .chunk_by(|a, b| size_class(a.blocks.get()) == size_class(b.blocks.get()))
+            .find(|g| g.len() >= SRCH_COMPACT_NR);
         Ok(group.map(|g| compaction(SRCH_COMPACT_SORTED, &g[..SRCH_COMPACT_NR])))
     }
 

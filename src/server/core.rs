@@ -197,6 +197,8 @@ pub(crate) struct ServerCore {
     ready: VecDeque<Job>,
     parked: Vec<(Instant, Job)>,
     pub(super) answers: Vec<Answer>,
+    /// A log tree was finalized, or a merge started: who is parked may go on.
+    pub(super) logs_moved: bool,
     /// A [`Job::FreeTrees`] is under way.
     pub(super) freeing: bool,
     /// Core sequence at the last round of SYNC_LOG_TREES messages.
@@ -227,6 +229,7 @@ impl ServerCore {
             ready: VecDeque::new(),
             parked: Vec::new(),
             answers: Vec::new(),
+            logs_moved: false,
             freeing: false,
             sync_sent: 0,
             handed_merges: HashSet::new(),
@@ -369,6 +372,7 @@ impl ServerCore {
     pub(crate) fn round(&mut self, now: Instant, peers: &mut dyn Peers) -> Result<()> {
         self.tick(now, peers)?;
         self.start_farewells()?;
+        self.logs_moved = false;
         let parked = std::mem::take(&mut self.parked).into_iter().map(|(_, job)| job);
         let mut jobs: VecDeque<Job> = parked.chain(std::mem::take(&mut self.ready)).collect();
         while let Some(mut job) = jobs.pop_front() {
@@ -422,7 +426,8 @@ impl ServerCore {
     /// When [`round`](Self::round) has to be called next, if nothing happens before: at once (`Some(None)`), at a time, or
     /// not at all.
     pub(crate) fn next_round(&self) -> Option<Option<Instant>> {
-        if !self.ready.is_empty() || self.farewell_due() {
+        let wake_parked = self.logs_moved && !self.parked.is_empty();
+        if !self.ready.is_empty() || wake_parked || self.farewell_due() {
             return Some(None);
         }
         let parked = self.parked.iter().map(|(at, _)| *at);

@@ -275,6 +275,7 @@ impl ServerCore {
             lt.commit_trans_seq = lt.get_trans_seq;
             lt.flags = (lt.flags.get() | LOG_TREES_FINALIZED).into();
             lt.finalize_seq = self.trees.next_seq().into();
+            self.logs_moved = true;
         }
         self.trees.put_log_trees(&lt)?;
         Ok(done)
@@ -325,6 +326,19 @@ impl ServerCore {
         Ok(Gather::Go)
     }
 
+    /// Should this tree be merged? When it has grown, when the mount was told that metadata is short, and in time before
+    /// that: on a small volume a log that is never merged would take all of it.
+    fn is_due(&self, lt: &LogTrees) -> bool {
+        let short = self.trees.spare_total() <= 2 * self.trees.reserved(self.connected.len());
+        let low = lt.meta_avail.flags.get() & ALLOC_FLAG_LOW != 0;
+        match lt.item_root.height {
+            0 => false,
+            1 => low,
+            DUE_HEIGHT => low || short,
+            _ => true,
+        }
+    }
+
     /// A mount other than the requester whose tree is open although nobody is mounted under that rid.
     fn orphaned_log_tree(&self, requester: u64) -> Option<u64> {
         let trees = &self.trees;
@@ -332,7 +346,8 @@ impl ServerCore {
         open.find(|(rid, _)| !trees.mounted.contains_key(rid)).map(|(rid, _)| *rid)
     }
 
-    fn start_merge(&mut self) -> Result<()> {
+    pub(super) fn start_merge(&mut self) -> Result<()> {
+        self.logs_moved = true;
         let range = LogMergeRange { start: Key::ZEROS.into(), end: Key::ONES.into() };
         self.trees.put(&keys::log_merge_range(&Key::ZEROS), &range)?;
         let status = LogMergeStatus {

@@ -49,7 +49,7 @@ impl ServerCore {
 
     /// Compactions that the mount worked on. One that has written or freed blocks is continued by somebody else: nothing
     /// but its record refers to those blocks.
-    fn reclaim_compactions(&mut self, rid: u64) -> Result<bool> {
+    pub(super) fn reclaim_compactions(&mut self, rid: u64) -> Result<bool> {
         let busy = KeyRange::new(keys::srch_busy(Rid(rid), 0), keys::srch_busy(Rid(rid), u64::MAX));
         while let Some((key, mut compact)) = self.trees.first::<SrchCompact>(busy)? {
             if !self.has_room() {
@@ -67,7 +67,7 @@ impl ServerCore {
     }
 
     /// Merge requests that the mount worked on: their ranges are merged by somebody else.
-    fn reclaim_merges(&mut self, rid: u64) -> Result<bool> {
+    pub(super) fn reclaim_merges(&mut self, rid: u64) -> Result<bool> {
         let requests = merge_requests_of(rid);
         while let Some((_, request)) = self.trees.first::<LogMergeRequest>(requests)? {
             if !self.has_room() {
