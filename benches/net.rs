@@ -1,19 +1,20 @@
 //! What messages cost: frames, sessions, and whole requests between two threads.
 //!
-//! `cargo bench --bench net`
+//! `cargo bench --features internals --bench net`
 
 use std::hint::black_box;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use scoutfs::net::bench::{Echo, Sessions, codec};
+use scoutfs::internals::net::{Echo, Sessions, codec};
 use scoutfs::net::{MemTransport, TcpOptions, TcpTransport, Transport};
 
 fn messages(c: &mut Criterion) {
     let mut group = c.benchmark_group("net");
+    group.throughput(Throughput::Elements(1000));
+    group.bench_function("codec: encode and decode lock messages", |b| b.iter(|| black_box(codec(1000))));
     group.throughput(Throughput::Elements(1));
-    group.bench_function("codec: encode and decode a lock message", |b| b.iter(|| black_box(codec(1))));
     let mut sessions = Sessions::default();
     group.bench_function("session: a lock request and its answer", |b| b.iter(|| assert!(sessions.exchange())));
     group.finish();

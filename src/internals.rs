@@ -12,6 +12,8 @@ use crate::format::layout::{BlockRef, BtreeRoot};
 use crate::format::{Key, MetaBlock};
 use crate::sync::Arc;
 
+pub use crate::net::bench as net;
+
 /// Ascending numbers, never reused.
 struct Numbers(u64);
 

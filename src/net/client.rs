@@ -21,31 +21,16 @@
 //!    up: without it there is nothing to come back to (`spec/05 §4.7`, S4).
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
-use zerocopy::{FromBytes, IntoBytes};
-
-use super::codec::{Frame, FrameReader, Refusal};
+use super::codec::{Frame, Refusal};
 use super::command::{Command, WrongLength};
-use super::link::{Link, LinkState, read_frames, write_all};
+use super::dial::Dialer;
+use super::link::{Link, LinkState};
 use super::session::{Session, Verdict};
 use super::transport::{Stream, Transport};
 use crate::error::{Errno, Error, Result, fail};
-use crate::format::layout::NetGreeting;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, thread};
-
-/// How long one connection attempt may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// First pause after an attempt that led to nothing.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-
-/// Longest pause between two attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-/// Answered greetings in a row that led to nothing after which the mounted client item is looked up.
-const REFUSALS_BEFORE_LOOKUP: u32 = 3;
 
 /// Greeting flag: the client has begun to leave.
 pub(super) const GREETING_FAREWELL: u64 = 1;
@@ -108,11 +93,8 @@ pub(crate) struct ConnStatus {
     pub(crate) greetings: u64,
 }
 
-/// What completes a request that nobody waits for.
-pub(crate) type Done = Box<dyn FnOnce(Result<Vec<u8>>) + Send>;
-
 /// A thread that waits for an answer.
-struct Waiter {
+pub(super) struct Waiter {
     result: Mutex<Option<Result<Vec<u8>>>>,
     done: AtomicBool,
     thread: thread::Thread,
@@ -123,7 +105,7 @@ impl Waiter {
         Arc::new(Waiter { result: Mutex::new(None), done: AtomicBool::new(false), thread: thread::current() })
     }
 
-    fn complete(&self, result: Result<Vec<u8>>) {
+    pub(super) fn complete(&self, result: Result<Vec<u8>>) {
         let mut slot = self.result.lock();
         if slot.is_some() || self.done.load(Ordering::Acquire) {
             return;
@@ -143,9 +125,8 @@ impl Waiter {
 }
 
 /// Who wants the answer of a request.
-enum Completion {
+pub(super) enum Completion {
     Waiter(Arc<Waiter>),
-    Call(Done),
     /// The handler, in order with other lock messages.
     Lock,
 }
@@ -154,7 +135,6 @@ impl Completion {
     fn fail(self, errno: Errno) {
         match self {
             Completion::Waiter(waiter) => waiter.complete(Err(errno.into())),
-            Completion::Call(done) => done(Err(errno.into())),
             // The lock room fails its waiters by itself when the mount is forced down.
             Completion::Lock => {}
         }
@@ -163,39 +143,40 @@ impl Completion {
 
 /// What the connection keeps beside the session.
 #[derive(Default)]
-struct Own {
+pub(super) struct Own {
     /// Term of the last server that accepted the greeting.
-    term: u64,
-    greetings: u64,
-    last_error: Option<Error>,
+    pub(super) term: u64,
+    pub(super) greetings: u64,
+    pub(super) last_error: Option<Error>,
     /// The socket of the running attempt, greeted or not.
-    stream: Option<Arc<dyn Stream>>,
+    pub(super) stream: Option<Arc<dyn Stream>>,
     /// A first greeting is on its way or was sent and never answered: a server may have recorded this mount.
-    maybe_recorded: bool,
+    pub(super) maybe_recorded: bool,
     /// The first greeting is on its way.
-    greeting_in_flight: bool,
+    pub(super) greeting_in_flight: bool,
     /// The farewell that has been sent.
-    farewell: Option<Arc<Waiter>>,
+    pub(super) farewell: Option<Arc<Waiter>>,
     /// No further connection is wanted.
-    left: bool,
+    pub(super) left: bool,
     /// Forced down.
-    down: bool,
+    pub(super) down: bool,
     /// Skip the pause.
-    woken: bool,
+    pub(super) woken: bool,
 }
 
 type State = LinkState<Completion, Own>;
 
-struct Inner {
-    rid: u64,
-    fsid: u64,
-    fmt_vers: u64,
-    quorum_member: bool,
-    transport: Arc<dyn Transport>,
-    handler: Arc<dyn ClientHandler>,
-    link: Arc<Link<Completion, Own>>,
+/// What the threads of a connection share.
+pub(super) struct Inner {
+    pub(super) rid: u64,
+    pub(super) fsid: u64,
+    pub(super) fmt_vers: u64,
+    pub(super) quorum_member: bool,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) handler: Arc<dyn ClientHandler>,
+    pub(super) link: Arc<Link<Completion, Own>>,
     /// The connecting thread should look at the state.
-    changed: Condvar,
+    pub(super) changed: Condvar,
 }
 
 /// The way to answer one request of the server.
@@ -215,11 +196,6 @@ impl Reply {
     /// Term of the server that asked.
     pub(crate) fn term(&self) -> u64 {
         self.term
-    }
-
-    /// The request's id, for [`ClientConn::respond`].
-    pub(crate) fn id(&self) -> u64 {
-        self.id
     }
 }
 
@@ -242,12 +218,7 @@ impl ClientConn {
             link: Link::new(Session::new(1), Own::default(), "scoutfs-net-tx"),
             changed: Condvar::new(),
         });
-        let dialer = Dialer {
-            inner: inner.clone(),
-            find_server: config.find_server,
-            is_still_mounted: config.is_still_mounted,
-            refusals: 0,
-        };
+        let dialer = Dialer::new(inner.clone(), config.find_server, config.is_still_mounted);
         let thread = thread::Builder::new()
             .name("scoutfs-net".into())
             .spawn(move || dialer.run())
@@ -262,26 +233,13 @@ impl ClientConn {
     /// down, `ECONNABORTED` when it was forced down meanwhile.
     pub(crate) fn request(&self, cmd: Command, payload: &[u8]) -> Result<Vec<u8>> {
         let waiter = Waiter::new();
-        self.inner.queue(cmd, payload, Completion::Waiter(waiter.clone())).map_err(|(error, _)| error)?;
+        self.inner.queue(cmd, payload, Completion::Waiter(waiter.clone()))?;
         waiter.wait()
-    }
-
-    /// Sends a request; `done` is called once, on the receive thread, and must not block.
-    pub(crate) fn request_with(&self, cmd: Command, payload: &[u8], done: Done) {
-        if let Err((error, Completion::Call(done))) = self.inner.queue(cmd, payload, Completion::Call(done)) {
-            done(Err(error));
-        }
     }
 
     /// Sends a LOCK request (48 bytes); its answer goes to [`ClientHandler::lock_response`].
     pub(crate) fn lock_request(&self, payload: &[u8]) -> Result<()> {
-        self.inner.queue(Command::Lock, payload, Completion::Lock).map_err(|(error, _)| error)
-    }
-
-    /// Answers a request of the server of `term`; dropped if the server has changed. The same as [`Reply::send`], for
-    /// owners that keep only the numbers.
-    pub(crate) fn respond(&self, term: u64, cmd: Command, id: u64, result: Result<&[u8], &Error>) {
-        self.inner.respond(term, cmd, id, result);
+        self.inner.queue(Command::Lock, payload, Completion::Lock)
     }
 
     /// Says farewell and waits until the server, or the mounted client item's absence, has confirmed it. Returns at once
@@ -351,7 +309,7 @@ impl Drop for ClientConn {
     }
 }
 
-fn is_down() -> Error {
+pub(super) fn is_down() -> Error {
     Error::Shutdown("the connection to the server was forced down".into())
 }
 
@@ -360,11 +318,11 @@ fn wait_link(changed: &Condvar, state: &mut MutexGuard<'_, State>) {
 }
 
 impl Inner {
-    fn queue(&self, cmd: Command, payload: &[u8], who: Completion) -> Result<(), (Error, Completion)> {
+    fn queue(&self, cmd: Command, payload: &[u8], who: Completion) -> Result<()> {
         debug_assert!(cmd.served_by_server() && payload.len() == cmd.request_len(), "{cmd:?} {}", payload.len());
         let mut state = self.link.lock();
         if state.own.down {
-            return Err((is_down(), who));
+            return Err(is_down());
         }
         state.session.request(cmd, payload, who);
         self.link.pump(state);
@@ -380,7 +338,7 @@ impl Inner {
         self.link.pump(state);
     }
 
-    fn force_down(&self) {
+    pub(super) fn force_down(&self) {
         let pending = {
             let mut state = self.link.lock();
             state.own.down = true;
@@ -396,42 +354,8 @@ impl Inner {
         }
     }
 
-    fn greeting(&self, own: &Own) -> NetGreeting {
-        let farewell = if own.farewell.is_some() { GREETING_FAREWELL } else { 0 };
-        let quorum = if self.quorum_member { GREETING_QUORUM } else { 0 };
-        NetGreeting {
-            fsid: self.fsid.into(),
-            fmt_vers: self.fmt_vers.into(),
-            server_term: own.term.into(),
-            rid: self.rid.into(),
-            flags: (farewell | quorum).into(),
-        }
-    }
-
-    /// The term in a greeting response, after its checks.
-    fn check_greeting(&self, id: u64, frame: &Frame<'_>) -> Result<u64, Error> {
-        let head = &frame.head;
-        if head.cmd != Command::Greeting || !head.response || head.id != id {
-            return Err(Error::corrupt("greeting response", "another message came first"));
-        }
-        let payload = frame.result()?;
-        let Ok(greeting) = NetGreeting::read_from_bytes(&payload) else {
-            return Err(Error::corrupt("greeting response", format!("{} bytes", payload.len())));
-        };
-        if greeting.fsid.get() != self.fsid || greeting.fmt_vers.get() != self.fmt_vers {
-            return Err(Error::invalid(format!(
-                "the server serves volume {:016x} format {}, not {:016x} format {}",
-                greeting.fsid, greeting.fmt_vers, self.fsid, self.fmt_vers
-            )));
-        }
-        if greeting.server_term.get() == 0 {
-            return Err(Error::corrupt("greeting response", "term 0"));
-        }
-        Ok(greeting.server_term.get())
-    }
-
     /// Handles one message of the greeted socket; true if it brought something new.
-    fn receive(self: &Arc<Self>, frame: &Frame<'_>) -> Result<bool, Refusal> {
+    pub(super) fn receive(self: &Arc<Self>, frame: &Frame<'_>) -> Result<bool, Refusal> {
         let head = &frame.head;
         let len = frame.payload.len();
         if head.cmd == Command::Greeting {
@@ -471,7 +395,6 @@ impl Inner {
         };
         match who {
             Completion::Waiter(waiter) => waiter.complete(result),
-            Completion::Call(done) => done(result),
             Completion::Lock => {
                 if let Ok(payload) = result {
                     self.handler.lock_response(payload);
@@ -479,177 +402,4 @@ impl Inner {
             }
         }
     }
-}
-
-/// Forces the connection down when the connecting thread ends, also by a panic: nobody must wait for it then.
-struct DownOnExit(Arc<Inner>);
-
-impl Drop for DownOnExit {
-    fn drop(&mut self) {
-        self.0.force_down();
-    }
-}
-
-/// The connecting and reading thread.
-struct Dialer {
-    inner: Arc<Inner>,
-    find_server: Box<dyn FnMut() -> Result<(SocketAddr, u64)> + Send>,
-    is_still_mounted: Box<dyn FnMut() -> Result<bool> + Send>,
-    /// Answered greetings in a row that led to nothing.
-    refusals: u32,
-}
-
-impl Dialer {
-    fn run(mut self) {
-        let _down = DownOnExit(self.inner.clone());
-        let mut pause = Duration::ZERO;
-        while self.wait(pause) {
-            if !self.is_wanted() {
-                return;
-            }
-            let mut progress = false;
-            let result = self.attempt(&mut progress);
-            let mut state = self.inner.link.lock();
-            state.own.greeting_in_flight = false;
-            state.own.stream = None;
-            if let Err(error) = result {
-                tracing::debug!(rid = self.inner.rid, %error, "connection to the server ended");
-                state.own.last_error = Some(error);
-            }
-            self.inner.changed.notify_all();
-            drop(state);
-            pause = if progress { Duration::ZERO } else { longer(pause) };
-        }
-    }
-
-    /// Waits out the pause; false when no connection is wanted any more.
-    fn wait(&self, pause: Duration) -> bool {
-        let deadline = Instant::now() + pause;
-        let mut state = self.inner.link.lock();
-        loop {
-            if state.own.down || state.own.left {
-                return false;
-            }
-            if std::mem::take(&mut state.own.woken) || Instant::now() >= deadline {
-                return true;
-            }
-            self.inner.changed.wait_until(&mut state, deadline);
-        }
-    }
-
-    /// Looks at the mounted client item when there is reason to (invariant 5); false if there is nothing to come back to.
-    fn is_wanted(&mut self) -> bool {
-        let (leaving, known) = {
-            let own = &self.inner.link.lock().own;
-            (own.farewell.clone(), own.term != 0 || own.maybe_recorded)
-        };
-        if !known || (leaving.is_none() && self.refusals < REFUSALS_BEFORE_LOOKUP) {
-            return true;
-        }
-        // An error means that the item could not be looked up: the next attempt tries again.
-        if !matches!((self.is_still_mounted)(), Ok(false)) {
-            return true;
-        }
-        if let Some(waiter) = leaving {
-            waiter.complete(Ok(Vec::new()));
-        } else {
-            self.inner.force_down();
-            let error = Error::Shutdown("the volume has given this mount up: its mounted client item is gone".into());
-            self.inner.link.lock().own.last_error = Some(error.clone());
-            self.inner.handler.evicted(error);
-        }
-        false
-    }
-
-    /// Finds the server, connects and talks until the socket ends.
-    fn attempt(&mut self, progress: &mut bool) -> Result<()> {
-        let (addr, _) = (self.find_server)()?;
-        let stream = self.inner.transport.connect(addr, CONNECT_TIMEOUT)?;
-        {
-            let mut state = self.inner.link.lock();
-            if state.own.down || state.own.left {
-                stream.shutdown();
-                return Err(is_down());
-            }
-            state.own.stream = Some(stream.clone());
-            // From here on a farewell has to wait for the outcome of the greeting.
-            state.own.greeting_in_flight = true;
-        }
-        let result = self.converse(&stream, progress);
-        stream.shutdown();
-        result
-    }
-
-    fn converse(&mut self, stream: &Arc<dyn Stream>, progress: &mut bool) -> Result<()> {
-        let inner = self.inner.clone();
-        let mut reader = FrameReader::new();
-        let mut answered = false;
-        let greeted = self.greet(&**stream, &mut reader, &mut answered);
-        // Forgotten below if the socket brings something.
-        self.refusals += u32::from(answered);
-        let term = greeted?;
-        let is_new = {
-            let mut state = inner.link.lock();
-            if state.own.down || state.own.left {
-                return Err(is_down());
-            }
-            let is_new = state.own.term != term;
-            if is_new {
-                state.session.new_server();
-                state.own.term = term;
-            }
-            state.own.greetings += 1;
-            state.own.greeting_in_flight = false;
-            state.own.maybe_recorded = true;
-            is_new
-        };
-        if is_new {
-            inner.handler.new_server(term);
-        }
-        let nr = inner.link.attach(stream.clone());
-        inner.changed.notify_all();
-        let result = read_frames(&**stream, &mut reader, |frame| {
-            if inner.receive(frame)? {
-                *progress = true;
-            }
-            Ok(true)
-        });
-        inner.link.detach(nr);
-        if *progress {
-            self.refusals = 0;
-        }
-        result
-    }
-
-    /// Sends the greeting and waits for a good answer: the server's term.
-    fn greet(&self, stream: &dyn Stream, reader: &mut FrameReader, answered: &mut bool) -> Result<u64> {
-        let mut out = Vec::new();
-        let id = {
-            let mut state = self.inner.link.lock();
-            let greeting = self.inner.greeting(&state.own);
-            state.own.maybe_recorded = true;
-            state.session.greeting_request(&mut out, greeting.as_bytes())
-        };
-        write_all(stream, &out).map_err(|_| Errno::ENOTCONN)?;
-        let mut answer = fail(Errno::ENOTCONN);
-        let mut refused = false;
-        read_frames(stream, reader, |frame| {
-            answer = self.inner.check_greeting(id, frame);
-            *answered = true;
-            refused = frame.head.cmd == Command::Greeting && frame.head.error != 0;
-            Ok(false)
-        })?;
-        if refused {
-            // An error response means that nothing was recorded because of this greeting.
-            let mut state = self.inner.link.lock();
-            state.own.maybe_recorded = state.own.term != 0;
-        }
-        answer
-    }
-}
-
-/// The next pause, with jitter so that the clients of a lost server do not come in step.
-fn longer(pause: Duration) -> Duration {
-    let next = (pause * 3 / 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-    next.mul_f64(rand::random_range(0.8..1.2))
 }

@@ -15,16 +15,18 @@
 //! | `session` | one end of a logical connection (`spec/05 §4.2`) |
 //! | `transport`, `tcp`, `mem` | byte streams and datagrams |
 //! | `link` | a session with the socket that is attached to it |
-//! | `client` | finding the server, greeting, reconnecting |
-//! | `server` | listening, greetings, waiting for lost clients |
+//! | `client`, `dial` | requests and answers; finding the server, greeting, reconnecting |
+//! | `server`, `accepted` | listening, waiting for lost clients; greetings and messages of one socket |
 //!
 //! The room does not know what requests mean; it only checks the lengths of their payloads.
 
-#[doc(hidden)]
+mod accepted;
+#[cfg(feature = "internals")]
 pub mod bench;
 mod client;
 mod codec;
 mod command;
+mod dial;
 mod link;
 mod mem;
 mod server;

@@ -2,7 +2,7 @@
 //!
 //! Nobody writes another slot's block. An update changes one event, and is durable when the call returns.
 
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use zerocopy::IntoBytes;
 
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
@@ -136,6 +136,7 @@ pub(crate) fn encode(block: &QuorumBlock) -> Vec<u8> {
 /// A block in which nothing has been recorded, as mkfs writes it.
 #[cfg(test)]
 pub(crate) fn fresh(fsid: u64, slot: usize) -> QuorumBlock {
+    use zerocopy::{FromBytes, FromZeros};
     let mut block = QuorumBlock::new_zeroed();
     block.hdr.magic = crate::format::consts::MAGIC_QUORUM.into();
     block.hdr.fsid = fsid.into();

@@ -85,15 +85,3 @@ pub(crate) fn leaders_to_fence(config: &QuorumConfig, blocks: &SlotBlocks, rid: 
     }
     Ok(leaders)
 }
-
-/// The present slots that a mount uses, or has not left in order (BEGIN newer than END).
-pub(crate) fn slots_in_use(config: &QuorumConfig, blocks: &SlotBlocks) -> Result<Vec<usize>> {
-    let mut used = Vec::new();
-    for (slot, _) in present_slots(config) {
-        let block = blocks.get(slot)?;
-        if event(block, QuorumEvent::Begin).write_nr > event(block, QuorumEvent::End).write_nr {
-            used.push(slot);
-        }
-    }
-    Ok(used)
-}

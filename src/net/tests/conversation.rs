@@ -49,6 +49,18 @@ fn a_mount_talks_and_leaves_over_tcp() {
     request_and_farewell(transport, SocketAddr::from(([127, 0, 0, 1], 0)));
 }
 
+fn payload_of(n: usize) -> Vec<u8> {
+    vec![n as u8; 48]
+}
+
+fn grants(ear: &Ear) -> Vec<u8> {
+    let grant = |heard: &Heard| match heard {
+        Heard::LockResponse(payload) => Some(payload[0]),
+        _ => None,
+    };
+    ear.heard.lock().iter().filter_map(grant).collect()
+}
+
 /// What has no answer is asked again at the new server, in order; what was answered for the old one is not.
 #[test]
 fn requests_survive_a_change_of_server() {
@@ -57,11 +69,8 @@ fn requests_survive_a_change_of_server() {
     let ear = Arc::new(Ear { keep: true, ..Ear::default() });
     let place = Place::at(addr(1), 3);
     let conn = client(&hub, 5, &place, &ear);
-    let (sender, answers) = crossbeam::channel::unbounded();
-    for n in 0..10u64 {
-        let sender = sender.clone();
-        let done = Box::new(move |result: crate::Result<Vec<u8>>| sender.send((n, result.is_ok())).unwrap());
-        conn.request_with(Command::AllocInodes, &n.to_le_bytes(), done);
+    for n in 0..10u8 {
+        conn.lock_request(&[n; 48]).unwrap();
     }
     let mut seen = Vec::new();
     while seen.len() < 10 {
@@ -74,16 +83,14 @@ fn requests_survive_a_change_of_server() {
             ServerEvent::Request { id, payload, .. } => {
                 seen.push(payload);
                 if seen.len() <= 3 {
-                    old.respond(5, id, Command::AllocInodes, Ok(vec![0; 16]));
+                    old.respond(5, id, Command::Lock, Ok(payload_of(seen.len())));
                 }
             }
             other => panic!("{other:?}"),
         }
     }
-    for n in 0..3 {
-        assert_eq!(answers.recv().unwrap(), (n, true));
-    }
     let stale = eventually("the invalidation", || ear.kept.lock().pop());
+    eventually("three grants", || (grants(&ear) == [1, 2, 3]).then_some(()));
     // Fail-over.
     *place.server.lock() = Some((addr(2), 9));
     let (new, events) = server(&hub, addr(2), 9, LONG);
@@ -97,18 +104,17 @@ fn requests_survive_a_change_of_server() {
             }
             ServerEvent::Request { id, payload, .. } => {
                 again.push(payload);
-                new.respond(5, id, Command::AllocInodes, Ok(vec![0; 16]));
+                new.respond(5, id, Command::Lock, Ok(payload_of(3 + again.len())));
             }
             other => panic!("{other:?}"),
         }
     }
     assert_eq!(again, seen[3..]);
-    for n in 3..10 {
-        assert_eq!(answers.recv().unwrap(), (n, true));
-    }
+    eventually("all grants", || (grants(&ear) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]).then_some(()));
     stale.send(Ok(vec![0; 48]));
     ok(conn.request_in_background(&events, &new));
-    assert!(ear.heard().ends_with(&[Heard::NewServer(9)]));
+    assert_eq!(ear.heard()[0], Heard::NewServer(3));
+    assert!(ear.heard().contains(&Heard::NewServer(9)));
 }
 
 /// Forced down: what waits fails, what comes later fails, nothing hangs.
