@@ -41,6 +41,12 @@ pub(super) fn is_unwritten(e: &Extent) -> bool {
     e.map != 0 && e.flags == EXTENT_UNWRITTEN
 }
 
+/// Extents that planning starts from: those of a file, or in tests those of a list.
+pub(super) trait Stored {
+    /// The extent that contains `block`, or the next one.
+    fn next(&self, block: u64) -> Result<Option<Extent>>;
+}
+
 /// The stored extents of one file.
 #[derive(Clone, Copy)]
 pub(super) struct FileExtents<'a> {
@@ -53,9 +59,8 @@ pub(super) struct FileExtents<'a> {
     pub(super) commits: bool,
 }
 
-impl FileExtents<'_> {
-    /// The extent that contains `block`, or the next one.
-    pub(super) fn next(&self, block: u64) -> Result<Option<Extent>> {
+impl Stored for FileExtents<'_> {
+    fn next(&self, block: u64) -> Result<Option<Extent>> {
         let (first, last) = (keys::extent(self.ino, block, 1), keys::extent(self.ino, u64::MAX, u64::MAX));
         let found = if self.commits {
             self.items.next_for_commit(self.lock, &first, &last)?
@@ -64,7 +69,9 @@ impl FileExtents<'_> {
         };
         found.map(|(key, value)| self.decode(&key, &value)).transpose()
     }
+}
 
+impl FileExtents<'_> {
     fn decode(&self, key: &Key, value: &[u8]) -> Result<Extent> {
         let e = check::validate_extent(key, value, self.device_blocks)?;
         let e = Extent::new(e.start, e.len, e.map.map_or(0, |m| m.0), e.flags);
@@ -123,17 +130,17 @@ impl FileExtents<'_> {
 }
 
 /// Changes of one file's extents that have not been applied yet.
-pub(super) struct Edit<'a> {
-    stored: FileExtents<'a>,
+pub(super) struct Edit<S> {
+    stored: S,
     /// Stored extents that go.
     gone: ExtentMap,
     /// Extents that come.
     new: ExtentMap,
 }
 
-impl<'a> Edit<'a> {
+impl<S: Stored> Edit<S> {
     /// No changes.
-    pub(super) fn new(stored: FileExtents<'a>) -> Edit<'a> {
+    pub(super) fn new(stored: S) -> Edit<S> {
         Edit { stored, gone: ExtentMap::default(), new: ExtentMap::default() }
     }
 
@@ -143,16 +150,24 @@ impl<'a> Edit<'a> {
         extent::apply(self, &steps)
     }
 
-    /// Whose extents they are.
-    pub(super) fn ino(&self) -> Ino {
-        self.stored.ino
+    /// What the changes start from.
+    pub(super) fn stored(&self) -> &S {
+        &self.stored
+    }
+
+    /// Extents that go, and extents that come.
+    #[cfg(test)]
+    pub(super) fn changes(&self) -> (impl Iterator<Item = &Extent>, impl Iterator<Item = &Extent>) {
+        (self.gone.iter(), self.new.iter())
     }
 
     /// How many items will change.
     pub(super) fn len(&self) -> usize {
         self.gone.len() + self.new.len()
     }
+}
 
+impl<'a> Edit<FileExtents<'a>> {
     /// Adds the item changes to a change set.
     pub(super) fn add_to(&self, cs: &mut ChangeSet<'a>) {
         for e in self.gone.iter() {
@@ -167,7 +182,7 @@ impl<'a> Edit<'a> {
     }
 }
 
-impl ExtentRead for Edit<'_> {
+impl<S: Stored> ExtentRead for Edit<S> {
     fn next(&mut self, block: u64) -> Result<Option<Extent>> {
         let mut stored = self.stored.next(block)?;
         while let Some(e) = stored {
@@ -184,7 +199,7 @@ impl ExtentRead for Edit<'_> {
     }
 }
 
-impl ExtentStore for Edit<'_> {
+impl<S: Stored> ExtentStore for Edit<S> {
     fn insert(&mut self, e: &Extent) -> Result<()> {
         if self.gone.at_or_after(e.last()) == Some(*e) {
             self.gone.take(e.last());
@@ -205,8 +220,8 @@ impl ExtentStore for Edit<'_> {
 }
 
 /// An offline block was reached by somebody who has waited for there to be none.
-pub(super) fn unexpected_offline<T>(ino: Ino, block: u64) -> Result<T> {
-    Err(Error::corrupt(format!("file {ino}"), format!("block {block} is offline although the file was found online")))
+pub(super) fn unexpected_offline<T>(block: u64) -> Result<T> {
+    Err(Error::corrupt("file extents", format!("block {block} is offline although the file was found online")))
 }
 
 /// `EFBIG` unless the bytes can be in a file.

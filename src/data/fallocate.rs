@@ -1,17 +1,16 @@
 //! Allocating, zeroing and punching ranges (`spec/07 §11`).
 
 use super::Data;
-use super::extents::{Edit, FileExtents, check_end, is_offline, is_online, unexpected_offline};
+use super::extents::{Edit, Stored, check_end, is_offline, is_online, unexpected_offline};
 use super::pages::{CHUNK_PAGES, PAGE};
-use super::state::FileState;
 use super::write::{Target, zero_tail};
-use crate::alloc::extent::Extent;
+use crate::alloc::extent::{Extent, ExtentMap};
 use crate::error::{Errno, Error, Result, fail};
 use crate::format::consts::EXTENT_UNWRITTEN;
 use crate::format::{DataBlock, Ino};
 use crate::item::ChangeSet;
 use crate::namespace::{Caller, Namespace, Touch, mode_after_write};
-use crate::txn::{Hold, HoldKind};
+use crate::txn::HoldKind;
 
 const KEEP_SIZE: u32 = 1;
 const PUNCH_HOLE: u32 = 2;
@@ -23,8 +22,8 @@ const ALLOC_BLOCKS: u64 = 32_768;
 const STEP_EXTENTS: usize = 32;
 
 /// What happens to the whole blocks of a range.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fill {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fill {
     /// Holes become unwritten space.
     Allocate,
     /// Everything becomes a hole.
@@ -134,7 +133,8 @@ impl Data {
         let kind = if fill == Fill::Punch { HoldKind::Freeing } else { HoldKind::Allocating };
         let tx = ns.begin(kind, &[(inode, Touch::Data)])?;
         let mut step = Step::new(Edit::new(stored), at);
-        let planned = step.plan(&stored, file, tx.hold(), fill, last);
+        let delayed = file.work.lock().delayed.clone();
+        let planned = step.plan(&delayed, &mut |count| tx.hold().data_alloc(count), fill, last);
         let mut f = inode.fields();
         let grown = grow_to.min(step.next * PAGE as u64).max(f.size);
         let contents = fill != Fill::Allocate || grown != f.size;
@@ -178,62 +178,61 @@ impl Data {
     }
 }
 
+/// Gives up to so many contiguous blocks.
+type Alloc<'f> = dyn FnMut(u64) -> Result<(DataBlock, u64)> + 'f;
+
 /// One transaction's worth of changes.
-struct Step<'a> {
-    edit: Edit<'a>,
+pub(super) struct Step<S> {
+    pub(super) edit: Edit<S>,
     /// How far the plan reaches: where the next step goes on.
-    next: u64,
+    pub(super) next: u64,
     /// Blocks that stop being online.
-    online: u64,
-    allocated: Vec<(DataBlock, u64)>,
-    freed: Vec<(DataBlock, u64)>,
+    pub(super) online: u64,
+    pub(super) allocated: Vec<(DataBlock, u64)>,
+    pub(super) freed: Vec<(DataBlock, u64)>,
 }
 
-impl<'a> Step<'a> {
-    fn new(edit: Edit<'a>, at: u64) -> Step<'a> {
+impl<S: Stored> Step<S> {
+    pub(super) fn new(edit: Edit<S>, at: u64) -> Step<S> {
         Step { edit, next: at, online: 0, allocated: Vec::new(), freed: Vec::new() }
     }
 
     /// Plans changes from `self.next` on, up to `last` or until there are enough for one transaction.
-    fn plan(
-        &mut self,
-        stored: &FileExtents<'_>,
-        file: &FileState,
-        hold: &Hold<'_>,
-        fill: Fill,
-        last: u64,
-    ) -> Result<()> {
+    pub(super) fn plan(&mut self, delayed: &ExtentMap, alloc: &mut Alloc<'_>, fill: Fill, last: u64) -> Result<()> {
         let mut changes = 0;
         while self.next <= last && changes < STEP_EXTENTS {
-            let delayed = file.work.lock().delayed.at_or_after(self.next);
-            let inside = delayed.filter(|d| d.start <= self.next);
-            let upto = inside.map_or_else(|| delayed.map_or(last, |d| (d.start - 1).min(last)), |d| d.last().min(last));
-            let piece = match stored.next(self.next)? {
+            let near = delayed.at_or_after(self.next);
+            let inside = near.filter(|d| d.start <= self.next);
+            let upto = inside.map_or_else(|| near.map_or(last, |d| (d.start - 1).min(last)), |d| d.last().min(last));
+            let piece = match self.edit.stored().next(self.next)? {
                 Some(e) if e.start <= self.next => e.cut(self.next, upto),
                 Some(e) if e.start <= upto => Extent::free(self.next, e.start - self.next),
                 _ => Extent::free(self.next, upto - self.next + 1),
             };
-            let done = self.plan_piece(hold, fill, piece, inside.is_some())?;
-            changes += usize::from(done.1);
-            self.next += done.0;
+            let (blocks, changed) = self.plan_piece(alloc, fill, piece, inside.is_some())?;
+            if blocks == 0 {
+                break;
+            }
+            changes += usize::from(changed);
+            self.next += blocks;
         }
         Ok(())
     }
 
-    /// Plans one piece that is either delayed as a whole or not at all; returns its blocks that are done, and whether
-    /// something changes.
-    fn plan_piece(&mut self, hold: &Hold<'_>, fill: Fill, piece: Extent, delayed: bool) -> Result<(u64, bool)> {
+    /// Plans one piece that is either delayed as a whole or not at all; returns its blocks that are done (0: the rest must
+    /// wait for another transaction), and whether something changes.
+    fn plan_piece(&mut self, alloc: &mut Alloc<'_>, fill: Fill, piece: Extent, delayed: bool) -> Result<(u64, bool)> {
         let written = is_online(&piece);
         if is_offline(&piece) {
-            return unexpected_offline(self.edit.ino(), piece.start);
+            return unexpected_offline(piece.start);
         }
         match fill {
-            Fill::Allocate if piece.map == 0 && !delayed => return self.allocate(hold, &piece),
+            Fill::Allocate if piece.map == 0 && !delayed => return self.allocate(alloc, &piece),
             Fill::Allocate => return Ok((piece.len, false)),
             Fill::Zero if piece.map == 0 => {
-                let (len, _) = self.allocate(hold, &piece)?;
+                let (len, changed) = self.allocate(alloc, &piece)?;
                 self.online += if delayed { len } else { 0 };
-                return Ok((len, true));
+                return Ok((len, changed));
             }
             Fill::Zero if written => self.edit.set(Extent { flags: EXTENT_UNWRITTEN, ..piece })?,
             Fill::Punch if piece.map != 0 => {
@@ -247,10 +246,10 @@ impl<'a> Step<'a> {
     }
 
     /// Plans unwritten space for the front of a hole.
-    fn allocate(&mut self, hold: &Hold<'_>, hole: &Extent) -> Result<(u64, bool)> {
-        let (start, len) = match hold.data_alloc(hole.len.min(ALLOC_BLOCKS)) {
+    fn allocate(&mut self, alloc: &mut Alloc<'_>, hole: &Extent) -> Result<(u64, bool)> {
+        let (start, len) = match alloc(hole.len.min(ALLOC_BLOCKS)) {
             // What the plan has so far is worth a transaction of its own.
-            Err(Error::NeedCommit) if !self.allocated.is_empty() => return Ok((0, true)),
+            Err(Error::NeedCommit) if self.edit.len() > 0 => return Ok((0, false)),
             other => other?,
         };
         self.allocated.push((start, len));

@@ -88,16 +88,16 @@ impl Data {
         let last = page + (buf.len() / PAGE) as u64 - 1;
         stored.pieces(page, last, &mut |piece| {
             let at = (piece.start - page) as usize * PAGE;
-            self.read_piece(stored.ino, &piece, &mut buf[at..at + piece.len as usize * PAGE])
+            self.read_piece(&piece, &mut buf[at..at + piece.len as usize * PAGE])
         })
     }
 
     /// Reads one piece of an extent or a hole.
-    fn read_piece(&self, ino: Ino, piece: &Extent, buf: &mut [u8]) -> Result<()> {
+    fn read_piece(&self, piece: &Extent, buf: &mut [u8]) -> Result<()> {
         if is_online(piece) {
             self.device.read_at(piece.map * PAGE as u64, buf)
         } else if is_offline(piece) {
-            unexpected_offline(ino, piece.start)
+            unexpected_offline(piece.start)
         } else {
             buf.fill(0);
             Ok(())
@@ -133,7 +133,7 @@ impl Data {
                             return Ok(());
                         }
                         let (rel, len) = ((piece.start - base) as usize, piece.len as usize);
-                        self.read_piece(stored.ino, &piece, &mut bytes[rel * PAGE..(rel + len) * PAGE])?;
+                        self.read_piece(&piece, &mut bytes[rel * PAGE..(rel + len) * PAGE])?;
                         valid |= mask(rel as u64, piece.len);
                         Ok(())
                     })?;

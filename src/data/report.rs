@@ -1,6 +1,6 @@
 //! Where the data of a file is: extents, next data, next hole (`spec/07 §18`).
 
-use super::extents::{is_offline, is_online};
+use super::extents::{Stored, is_offline, is_online};
 use super::pages::PAGE;
 use super::{Data, check_regular};
 use crate::error::{Errno, Result, fail};

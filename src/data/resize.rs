@@ -1,11 +1,13 @@
 //! Changes of size and removal of extents, for the namespace room (`spec/07 §12`).
 
 use super::Data;
-use super::extents::{FileExtents, counts, is_online};
+use super::extents::{FileExtents, Stored, counts, is_online};
 use super::pages::{CHUNK_PAGES, PAGE, mask};
 use super::state::FileState;
 use super::write::zero_tail;
 use crate::alloc::extent::Extent;
+use smallvec::SmallVec;
+
 use crate::error::{Errno, Result, fail};
 use crate::format::DataBlock;
 use crate::item::ItemLock;
@@ -60,14 +62,17 @@ impl FileData for Data {
         let file = self.file(inode, lock);
         let stored = self.stored(lock, inode.ino());
         let mut removal = Removal { online: file.work.lock().delayed_from(from), ..Removal::default() };
-        let mut at = from;
-        while let Some(e) = stored.next(at)? {
-            if removal.items.len() >= REMOVE_EXTENTS {
-                removal.next = Some(at);
-                break;
+        let cuts = plan_cuts(&stored, from, u64::MAX, REMOVE_EXTENTS)?;
+        removal.next = cuts.next;
+        for Cut { old, kept, gone } in &cuts.cuts {
+            removal.items.push((stored.key(old), None));
+            removal.items.extend(kept.iter().map(|k| (stored.key(k), Some(FileExtents::value(k)))));
+            let (online, offline) = counts(gone);
+            removal.online += online;
+            removal.offline += offline;
+            if gone.map != 0 {
+                removal.freed.push((DataBlock(gone.map), gone.len));
             }
-            plan_one(&stored, &e, from, &mut removal);
-            at = e.end();
         }
         Ok(removal)
     }
@@ -81,20 +86,40 @@ impl FileData for Data {
     }
 }
 
-/// Plans to cut `e` off at block `from`.
-fn plan_one(stored: &FileExtents<'_>, e: &Extent, from: u64, removal: &mut Removal) {
-    removal.items.push((stored.key(e), None));
-    if e.start < from {
-        let kept = e.cut(e.start, from - 1);
-        removal.items.push((stored.key(&kept), Some(FileExtents::value(&kept))));
+/// One extent of which a part goes.
+pub(super) struct Cut {
+    pub(super) old: Extent,
+    /// What stays of it, in front and behind.
+    pub(super) kept: SmallVec<[Extent; 2]>,
+    pub(super) gone: Extent,
+}
+
+/// Extents to be cut, and where to go on if there are more.
+pub(super) struct Cuts {
+    pub(super) cuts: Vec<Cut>,
+    pub(super) next: Option<u64>,
+}
+
+/// Plans to remove all blocks of `first..=last`, at most `max` extents.
+pub(super) fn plan_cuts(stored: &impl Stored, first: u64, last: u64, max: usize) -> Result<Cuts> {
+    let mut cuts = Vec::new();
+    let mut at = first;
+    while let Some(old) = stored.next(at)?.filter(|e| e.start <= last) {
+        if cuts.len() >= max {
+            return Ok(Cuts { cuts, next: Some(at) });
+        }
+        let gone = old.cut(first, last);
+        let mut kept = SmallVec::new();
+        if old.start < gone.start {
+            kept.push(old.cut(old.start, gone.start - 1));
+        }
+        if old.last() > gone.last() {
+            kept.push(old.cut(gone.end(), old.last()));
+        }
+        cuts.push(Cut { old, kept, gone });
+        at = gone.end();
     }
-    let piece = e.cut(from, e.last());
-    let (online, offline) = counts(&piece);
-    removal.online += online;
-    removal.offline += offline;
-    if piece.map != 0 {
-        removal.freed.push((DataBlock(piece.map), piece.len));
-    }
+    Ok(Cuts { cuts, next: None })
 }
 
 /// Puts a block into the cache, unless it is there.

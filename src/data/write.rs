@@ -222,7 +222,7 @@ impl Data {
             };
             stored.pieces(at, gap_end - 1, &mut |piece| {
                 if is_offline(&piece) {
-                    return unexpected_offline(stored.ino, piece.start);
+                    return unexpected_offline(piece.start);
                 }
                 if piece.map == 0 {
                     out.push(Extent::new(piece.start, piece.len, 0, DELAYED_NEW));

@@ -6,7 +6,7 @@
 
 use smallvec::SmallVec;
 
-use super::extents::{Edit, FileExtents, is_online};
+use super::extents::{Edit, FileExtents, Stored, is_online};
 use super::io::{JOB_BYTES, Job, Part};
 use super::pages::{CHUNK_PAGES, PAGE, runs};
 use super::state::{DELAYED_NEW, FileState};
@@ -84,7 +84,7 @@ impl Data {
     fn map_range(
         &self,
         hold: &Hold<'_>,
-        edit: &mut Edit<'_>,
+        edit: &mut Edit<FileExtents<'_>>,
         range: &Extent,
         taken: &mut Vec<(DataBlock, u64)>,
     ) -> Result<()> {

@@ -1,1 +1,4 @@
-//! Tests of the data room.
+//! Tests of what the data room plans, without a volume; whole files are tested through the public API.
+
+mod pages;
+mod plans;
