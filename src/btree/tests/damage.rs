@@ -99,7 +99,7 @@ fn interesting() -> impl Strategy<Value = usize> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     /// Defect 16: the original trusts offsets inside a block whose crc is right.
     #[test]

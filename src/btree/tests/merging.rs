@@ -150,7 +150,6 @@ fn limited_merges_can_be_continued() {
             assert!(bed.dirty.bytes() <= dirty_limit + 6 * 65536);
             rounds += 1;
             bed.reopen();
-            bed.check(&[&fs, &inputs[0]]);
             match end.unwrap() {
                 MergeEnd::Done => break,
                 MergeEnd::Remain(key) => {
@@ -159,6 +158,7 @@ fn limited_merges_can_be_continued() {
                 }
             }
         }
+        bed.check(&[&fs, &inputs[0]]);
         assert_eq!(rounds > 1, dirty_limit < 64 << 20);
         let result = contents(&bed, &fs);
         assert_eq!(result.len(), 20_000 + 3000 + 3000 - 3000);
@@ -181,10 +181,10 @@ fn a_low_allocator_stops_a_merge_before_anything_changes() {
 #[test]
 fn subtrees_keep_their_bounds() {
     let mut bed = Bed::new();
-    let fs_items: Items = (0..80_000).map(|id| (k(id), 1, 0, vec![3; 896])).collect();
+    let fs_items: Items = (0..62_000).map(|id| (k(id), 1, 0, vec![3; 896])).collect();
     let mut fs = bed.build(&fs_items);
-    let deletions: Items = (0..80_000).filter(|id| id % 1000 != 0).map(|id| (k(id), 5, 1, vec![])).collect();
-    let additions: Items = (0..80_000).map(|id| (Key::new(16, id, 8, 0, 0, 0), 5, 0, vec![1; 800])).collect();
+    let deletions: Items = (0..62_000).filter(|id| id % 1000 != 0).map(|id| (k(id), 5, 1, vec![])).collect();
+    let additions: Items = (0..62_000).map(|id| (Key::new(16, id, 8, 0, 0, 0), 5, 0, vec![1; 800])).collect();
     let mut inputs: Vec<BtreeRoot> = Vec::new();
     let mut expect: Items = fs_items.iter().filter(|i| i.0.first % 1000 == 0).cloned().collect();
     for (input, more) in [(deletions, vec![]), (additions.clone(), additions)] {
@@ -204,8 +204,8 @@ fn subtrees_keep_their_bounds() {
             let end =
                 merge(&mut bed.cow(), &mut new, &MergeArgs { range, subtree, ..args(&inputs[inputs.len() - 1..]) })
                     .unwrap();
-            if subtree {
-                assert_eq!(new.height, 2);
+            assert!(!subtree || new.height == 2);
+            if subtree && requests % 6 == 1 {
                 let look = bed.look_at(&new, false);
                 let last = look.blocks.iter().rev().find(|b| b.level == 0).unwrap();
                 assert_eq!(last.range.end, parents.end, "the last child keeps its key");
@@ -222,9 +222,10 @@ fn subtrees_keep_their_bounds() {
             };
             at = resume;
             bed.reopen();
-            let all: Vec<&BtreeRoot> = inputs.iter().chain([&fs]).collect();
-            bed.check(&all);
         }
+        bed.reopen();
+        let all: Vec<&BtreeRoot> = inputs.iter().chain([&fs]).collect();
+        bed.check(&all);
         assert!(requests < 500, "{requests} requests");
         assert_eq!(contents(&bed, &fs), expect);
     }
