@@ -48,4 +48,4 @@ pub use data::FileExtent;
 pub use error::{Errno, Error, Result};
 pub use format::Ino;
 #[cfg(not(loom))]
-pub use volume::{Environment, OpenInode, Volume, VolumeOptions};
+pub use volume::{ClusterStatus, Environment, MemberStatus, OpenInode, Volume, VolumeOptions};

@@ -36,7 +36,7 @@ mod tcp;
 mod tests;
 mod transport;
 
-pub(crate) use client::{ClientConn, ClientConnConfig, ClientHandler, ConnStatus, Reply};
+pub(crate) use client::{ClientConn, ClientConnConfig, ClientHandler, Reply};
 pub(crate) use command::Command;
 pub use mem::MemTransport;
 pub(crate) use server::{RECONNECT_WAIT, ServerEvent, ServerNet, ServerNetConfig};

@@ -203,6 +203,7 @@ impl ServerNet {
     }
 
     /// The address it listens at.
+    #[cfg(any(test, feature = "internals"))]
     pub(crate) fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
     }

@@ -6,10 +6,12 @@
 mod mount;
 mod options;
 mod paths;
+mod status;
 
 use std::path::Path;
 
 pub use options::VolumeOptions;
+pub use status::{ClusterStatus, MemberStatus};
 
 use crate::data::FileExtent;
 use crate::device::{BlockDevice, FileDevice, FileOptions};

@@ -29,8 +29,10 @@ use crate::txn::CommitHook;
 pub(super) struct Mounted {
     pub(super) ns: Arc<Namespace>,
     pub(super) data: Arc<Data>,
-    node: Arc<Node>,
-    member: Option<Arc<QuorumMember>>,
+    pub(super) node: Arc<Node>,
+    pub(super) member: Option<Arc<QuorumMember>>,
+    /// Empty for a read-only mount, which has no server.
+    pub(super) conn: Arc<OnceLock<Weak<ClientConn>>>,
     closed: bool,
     /// Last, so that it goes after everything that may write.
     mark: Option<Mark>,
@@ -84,12 +86,13 @@ impl Mounted {
         let config =
             NodeConfig { store: store.clone(), data_dev: data_dev.clone(), rid, fmt_vers: sb.fmt_vers.get(), options };
         let (mut member, mut mark) = (None, None);
+        let conn = Arc::default();
         let node = if options.read_only {
             Node::new(config, |inbox| {
                 Ok(SnapshotLink::start(store.clone(), meta.size(), inbox.clone())? as Arc<dyn ServerLink>)
             })?
         } else {
-            let conn = Arc::default();
+            let conn = Arc::clone(&conn);
             let network = Network { store: &store, meta: &meta, data_dev: &data_dev, sb: &sb, rid, options, conn };
             network.check()?;
             let fencer: Arc<dyn Fencer> = match environment.fencer {
@@ -106,7 +109,7 @@ impl Mounted {
         };
         let opened = Mounted::build(node.clone(), options);
         match opened {
-            Ok((ns, data)) => Ok(Mounted { ns, data, node, member, closed: false, mark }),
+            Ok((ns, data)) => Ok(Mounted { ns, data, node, member, conn, closed: false, mark }),
             Err(e) => {
                 // A mount that fails half way says farewell, so that nobody has to fence it.
                 let left = node.leave();
