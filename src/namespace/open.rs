@@ -51,7 +51,7 @@ impl Drop for OpenInode {
 }
 
 impl Namespace {
-    /// Opens an existing inode after checking access. A symbolic link is `ELOOP`, writing to a directory `EISDIR`.
+    /// Opens an existing inode after checking access. A symbolic link is `ELOOP` (unless no access is asked for, which only keeps it alive), writing to a directory `EISDIR`.
     pub(crate) fn open(self: &Arc<Self>, caller: &Caller, ino: Ino, access: Access) -> Result<OpenInode> {
         if access.has(Access::WRITE) {
             self.writable()?;
@@ -66,7 +66,7 @@ impl Namespace {
                 return fail(Errno::ESTALE);
             }
             match f.kind {
-                DirentKind::Symlink => return fail(Errno::ELOOP),
+                DirentKind::Symlink if access != Access::NONE => return fail(Errno::ELOOP),
                 DirentKind::Dir if access.has(Access::WRITE) => return fail(Errno::EISDIR),
                 _ => {}
             }
