@@ -23,4 +23,4 @@ mod tests;
 
 pub(crate) use buf::BLOCK_BYTES;
 pub(crate) use dirty::{BlockSource, Cow, CowContent, DirtyContent, DirtySet};
-pub(crate) use store::{Block, BlockKind, BlockStats, BlockStore, BlockView};
+pub(crate) use store::{Block, BlockKind, BlockStore, BlockView};

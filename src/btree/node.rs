@@ -215,11 +215,6 @@ impl Node {
         }
     }
 
-    pub(super) fn set_version(&mut self, rank: usize, seq: u64, flags: u8) {
-        self.heads[rank].seq = seq;
-        self.heads[rank].flags = flags;
-    }
-
     /// Replaces all heads by a merge of them with new ones made by [`make`](Self::make). `dropped` counts arena bytes that the new
     /// list no longer refers to.
     pub(super) fn replace_heads(&mut self, heads: Vec<Head>, total: usize, dropped: usize) {

@@ -4,7 +4,7 @@
 
 use super::image::verify;
 use super::read::{Held, NodeRef, Reader, check_root};
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::format::layout::{BlockRef, BtreeRoot};
 use crate::format::{Key, KeyRange};
 
