@@ -267,8 +267,9 @@ impl<'a> Checker<'a> {
         let mut report = self.report;
         (report.errors, report.warnings) = (self.findings.errors, self.findings.warnings);
         report.findings = self.findings.into_list();
+        let image = self.image.for_lookups();
         for finding in &mut report.findings {
-            finding.path = finding.ino.filter(|i| *i != Ino(0)).and_then(|ino| view.path(self.image, ino));
+            finding.path = finding.ino.filter(|i| *i != Ino(0)).and_then(|ino| view.path(&image, ino));
         }
         report
     }

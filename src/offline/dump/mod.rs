@@ -61,6 +61,8 @@ pub fn dump(meta: &dyn BlockDevice, options: &DumpOptions, out: &mut dyn io::Wri
     d.log_trees();
     d.section("filesystem tree", &sb.fs_root, d.huge);
     match d.failed {
+        // A reader that closed the pipe has seen enough.
+        Some(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Some(e) => Err(Error::Device { device: "output".into(), offset: 0, message: e.to_string() }),
         None => Ok(()),
     }

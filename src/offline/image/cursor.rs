@@ -1,12 +1,13 @@
 //! Walking one tree in key order.
 
+use std::rc::Rc;
+
 use super::{Damage, Image, Node, NodeItem, Visitor};
-use crate::format::consts::MAGIC_BTREE;
 use crate::format::layout::{BlockRef, BtreeRoot};
 use crate::format::{Key, KeyRange, MetaBlock};
 
 struct Level {
-    node: Node,
+    node: Rc<Node>,
     range: KeyRange,
     /// Next item to look at.
     at: usize,
@@ -79,7 +80,7 @@ impl<'a> Cursor<'a> {
             return;
         }
         let open_end = self.part && self.stack.is_empty();
-        let node = self.image.read(r, MAGIC_BTREE).and_then(|b| Node::decode(b, blkno, level, &range, open_end));
+        let node = self.image.node(r, level, &range, open_end);
         match node {
             Ok(node) => self.stack.push(Level { node, range, at: 0 }),
             Err(e) => v.damaged(Damage { blkno, key: Some(range.start), what: e.to_string() }),

@@ -18,13 +18,17 @@ pub(crate) use merged::{Merged, MergedItem, Source, SourceKind, SourceVisitor, U
 pub(crate) use node::{Node, NodeItem};
 pub(crate) use radix::{RadixStep, walk_radix};
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::format::block_crc_matches;
 use crate::format::check::{decode_list_block, validate_ref};
 use crate::format::consts::*;
 use crate::format::layout::{AllocListHead, BlockHeader, BlockRef, SuperBlock};
-use crate::format::{Key, MetaBlock};
+use crate::format::{Key, KeyRange, MetaBlock};
 
 use zerocopy::FromBytes;
 
@@ -33,7 +37,12 @@ pub(crate) struct Image<'a> {
     dev: &'a dyn BlockDevice,
     fsid: u64,
     blocks: u64,
+    /// Decoded nodes, for many small lookups; `None` for one pass over everything.
+    nodes: Option<RefCell<HashMap<u64, (u64, Rc<Node>)>>>,
 }
+
+/// Nodes that are kept for lookups, about 20 MiB.
+const KEPT_NODES: usize = 256;
 
 /// A damaged block, or one that could not be read.
 #[derive(Clone, Debug)]
@@ -69,7 +78,32 @@ impl Visitor for Quiet {
 impl<'a> Image<'a> {
     /// The image of the volume with this super block.
     pub(crate) fn new(dev: &'a dyn BlockDevice, sb: &SuperBlock) -> Image<'a> {
-        Image { dev, fsid: sb.hdr.fsid.get(), blocks: dev.size() >> BLOCK_SHIFT }
+        Image { dev, fsid: sb.hdr.fsid.get(), blocks: dev.size() >> BLOCK_SHIFT, nodes: None }
+    }
+
+    /// The same image, for many lookups in few places.
+    pub(crate) fn for_lookups(&self) -> Image<'a> {
+        Image { dev: self.dev, fsid: self.fsid, blocks: self.blocks, nodes: Some(RefCell::default()) }
+    }
+
+    /// Reads, verifies and decodes a B-tree block.
+    fn node(&self, r: &BlockRef, level: u8, range: &KeyRange, open_end: bool) -> Result<Rc<Node>> {
+        let (blkno, seq) = (r.blkno.get(), r.seq.get());
+        let kept = self.nodes.as_ref().and_then(|n| n.borrow().get(&blkno).cloned());
+        if let Some((s, node)) = kept {
+            if s == seq && node.level() == level {
+                return Ok(node);
+            }
+        }
+        let node = Rc::new(Node::decode(self.read(r, MAGIC_BTREE)?, blkno, level, range, open_end)?);
+        if let Some(nodes) = &self.nodes {
+            let mut nodes = nodes.borrow_mut();
+            if nodes.len() >= KEPT_NODES {
+                nodes.clear();
+            }
+            nodes.insert(blkno, (seq, node.clone()));
+        }
+        Ok(node)
     }
 
     /// Number of whole 64 KiB blocks of the device.
