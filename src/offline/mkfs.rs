@@ -41,8 +41,6 @@ pub const MIN_META_BLOCKS: u64 = 64;
 const FIRST_LIST: u64 = 1024;
 /// Devices with fewer metadata blocks (256 MiB) get a shorter first list.
 const SMALL_META_BLOCKS: u64 = 4096;
-/// Metadata blocks that are not free in a new volume, counted from 0.
-const FIXED_BLOCKS: u64 = 7;
 
 /// The numbers that are otherwise drawn at random or taken from the clock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

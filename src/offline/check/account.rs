@@ -51,10 +51,6 @@ impl Owner {
         Owner::FsFreedByMerge,
     ];
 
-    pub(super) fn is_free(self) -> bool {
-        matches!(self, Owner::Listed | Owner::Extent)
-    }
-
     pub(super) fn name(self) -> &'static str {
         match self {
             Owner::None => "nobody",
