@@ -27,8 +27,6 @@ use crate::sync::{Arc, Mutex, RwLock, Weak};
 pub(super) const PAGE: usize = 4096;
 /// Pages of a chunk.
 pub(super) const CHUNK_PAGES: u64 = 32;
-/// Bytes of a whole chunk.
-pub(super) const CHUNK_BYTES: usize = PAGE * CHUNK_PAGES as usize;
 /// Whole chunks kept for reuse (8 MiB).
 const POOL_CHUNKS: usize = 64;
 /// How many chunks one insertion looks at to make room.
@@ -103,7 +101,10 @@ pub(super) struct Pages {
     bytes: AtomicUsize,
     /// Dirty and writing pages.
     dirty: AtomicUsize,
-    queue: Mutex<VecDeque<(Weak<FilePages>, u64)>>,
+    /// Chunks in maps.
+    chunks: AtomicUsize,
+    /// All of them, oldest first, and some that are gone already.
+    queue: Mutex<VecDeque<(Weak<FilePages>, Weak<Chunk>)>>,
     pool: Mutex<Vec<Vec<PageMem>>>,
 }
 
@@ -114,6 +115,7 @@ impl Pages {
             limit,
             bytes: AtomicUsize::new(0),
             dirty: AtomicUsize::new(0),
+            chunks: AtomicUsize::new(0),
             queue: Mutex::new(VecDeque::new()),
             pool: Mutex::new(Vec::new()),
         })
@@ -161,11 +163,28 @@ impl Pages {
             if bytes <= self.limit + self.dirty_bytes() {
                 return;
             }
-            let Some((file, index)) = self.queue.lock().pop_front() else { return };
-            let Some(pages) = file.upgrade() else { continue };
-            if pages.evict(index) == Some(false) {
-                self.queue.lock().push_back((file, index));
+            let Some((file, chunk)) = self.queue.lock().pop_front() else { return };
+            let (Some(pages), Some(found)) = (file.upgrade(), chunk.upgrade()) else { continue };
+            if !pages.evict(&found) {
+                self.queue.lock().push_back((file, chunk));
             }
+        }
+    }
+
+    /// Entries of the queue.
+    #[cfg(test)]
+    pub(super) fn queued(&self) -> usize {
+        self.queue.lock().len()
+    }
+
+    /// A new chunk is in a map.
+    fn enqueue(&self, file: &Arc<FilePages>, chunk: &Arc<Chunk>) {
+        let live = self.chunks.fetch_add(1, Relaxed) + 1;
+        let mut queue = self.queue.lock();
+        queue.push_back((Arc::downgrade(file), Arc::downgrade(chunk)));
+        // Chunks also go by being forgotten; their entries must not pile up.
+        if queue.len() > 2 * live + 64 {
+            queue.retain(|(_, chunk)| chunk.strong_count() > 0);
         }
     }
 }
@@ -215,21 +234,24 @@ impl FilePages {
         state.gone = true;
         state.valid = 0;
         self.all.release(state);
+        self.all.chunks.fetch_sub(1, Relaxed);
         true
     }
 
-    /// `None`: the chunk is not there any more; `false`: it has to stay.
-    fn evict(&self, index: u64) -> Option<bool> {
+    /// False: the chunk has to stay. The caller has one reference to it.
+    fn evict(&self, chunk: &Arc<Chunk>) -> bool {
         let mut chunks = self.chunks.write();
-        let chunk = chunks.get(&index)?;
-        if chunk.referenced.swap(false, Relaxed) || Arc::strong_count(chunk) > 1 {
-            return Some(false);
+        if chunks.get(&chunk.index).is_none_or(|c| !Arc::ptr_eq(c, chunk)) {
+            return true;
+        }
+        if chunk.referenced.swap(false, Relaxed) || Arc::strong_count(chunk) > 2 {
+            return false;
         }
         if !self.discard(&mut chunk.state.write()) {
-            return Some(false);
+            return false;
         }
-        chunks.remove(&index);
-        Some(true)
+        chunks.remove(&chunk.index);
+        true
     }
 
     /// The chunk, if there is one.
@@ -251,7 +273,7 @@ impl FilePages {
         let chunk = chunk.clone();
         drop(chunks);
         if fresh {
-            self.all.queue.lock().push_back((Arc::downgrade(self), index));
+            self.all.enqueue(self, &chunk);
         }
         chunk
     }
@@ -354,6 +376,7 @@ impl Drop for FilePages {
             let mut state = chunk.state.write();
             self.all.dirty.fetch_sub((state.dirty.count_ones() + state.writing.count_ones()) as usize, AcqRel);
             self.all.release(&mut state);
+            self.all.chunks.fetch_sub(1, Relaxed);
         }
     }
 }

@@ -113,7 +113,11 @@ impl Data {
         let (mut parts, mut bytes, mut pages) = (Vec::new(), 0, 0);
         let mut current: Option<Extent> = None;
         for index in &indices {
-            let Some(chunk) = file.pages.chunk(*index) else { continue };
+            // Forgotten chunks have nothing to write any more.
+            let Some(chunk) = file.pages.chunk(*index) else {
+                file.work.lock().dirty_chunks.remove(index);
+                continue;
+            };
             let dirty = chunk.state.read().dirty;
             let mut mapped: SmallVec<[(u64, u64, u64); 2]> = SmallVec::new();
             for (from, n) in runs(dirty) {

@@ -72,3 +72,14 @@ fn another_grant_of_the_lock_drops_what_was_read() {
     file.validate(4);
     assert!(file.chunk(0).is_none());
 }
+
+#[test]
+fn forgotten_chunks_leave_nothing_behind() {
+    let all = Pages::new(1 << 20);
+    let file = Arc::new(FilePages::new(all.clone()));
+    for _ in 0..10_000 {
+        fill(&file, &all, 3, true);
+        file.forget(0, u64::MAX);
+    }
+    assert!(all.queued() < 1000, "{} entries", all.queued());
+}
