@@ -7,4 +7,5 @@ mod harness;
 mod invariants;
 mod model;
 mod random;
+mod speed;
 mod stress;
