@@ -85,7 +85,10 @@ impl<P: Protected> LockClient<P> {
 
     fn spawn(&self, name: String, body: impl FnOnce(&Shell<P>) + Send + 'static) -> Result<()> {
         let shell = self.shell.clone();
-        let spawned = thread::Builder::new().name(name).spawn(move || body(&shell));
+        let spawned = thread::Builder::new().name(name).spawn(move || {
+            let _fuse = Fuse(&shell);
+            body(&shell);
+        });
         let handle = spawned.map_err(|_| crate::error::Errno::EAGAIN)?;
         self.threads.lock().push(handle);
         Ok(())
@@ -191,6 +194,17 @@ impl<P: Protected> LockClient<P> {
         });
         lines.sort_unstable();
         lines
+    }
+}
+
+/// A worker that panics must not leave others waiting for what it will never do.
+struct Fuse<'a, P: Protected>(&'a Shell<P>);
+
+impl<P: Protected> Drop for Fuse<'_, P> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.force_down();
+        }
     }
 }
 

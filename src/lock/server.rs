@@ -16,7 +16,7 @@
 //!
 //! What it does not do: it keeps nothing on disk, has no timer, and does not decide who is in recovery.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
 use hashbrown::{HashMap, HashSet};
 use smallvec::SmallVec;
@@ -81,7 +81,7 @@ struct Invalidated {
 #[derive(Default, Debug)]
 struct ServerLock {
     granted: SmallVec<[Granted; 2]>,
-    requested: VecDeque<Request>,
+    requested: SmallVec<[Request; 1]>,
     invalidated: SmallVec<[Invalidated; 1]>,
 }
 
@@ -104,7 +104,7 @@ impl ServerLock {
 
     /// A later request for a shared mode that nothing granted forbids, if the head may be passed once more.
     fn passing(&self, read_batch: u32) -> Option<usize> {
-        let head = self.requested.front()?;
+        let head = self.requested.first()?;
         if head.passed >= read_batch {
             return None;
         }
@@ -114,7 +114,7 @@ impl ServerLock {
 
     /// Grants request number `i`; the client's old entry is replaced.
     fn grant(&mut self, name: LockName, i: usize, next_seq: &mut dyn FnMut() -> u64) -> LockOut {
-        let q = self.requested.remove(i).expect("the index was just found");
+        let q = self.requested.remove(i);
         let old = match self.granted.iter().position(|g| g.rid == q.rid) {
             Some(at) => self.granted.remove(at).mode,
             None => Mode::Null,
@@ -128,7 +128,7 @@ impl ServerLock {
 
     /// Asks everybody whose mode conflicts with the head to go down.
     fn invalidate_for_head(&mut self, name: LockName, out: &mut Vec<LockOut>) {
-        let head = *self.requested.front().expect("only called with a waiting head");
+        let head = self.requested[0];
         let mut i = 0;
         while i < self.granted.len() {
             let g = self.granted[i];
@@ -203,7 +203,7 @@ impl LockServer {
             return fail(Errno::EINVAL);
         }
         client.locks.insert(name);
-        entry.requested.push_back(Request { rid, id, mode: new, passed: 0 });
+        entry.requested.push(Request { rid, id, mode: new, passed: 0 });
         self.process(name, next_seq, out);
         Ok(())
     }

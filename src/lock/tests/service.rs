@@ -10,6 +10,9 @@ use crate::format::Key;
 use crate::lock::wire::{check, net_lock};
 use crate::sync::Arc;
 
+/// Id of the invalidations that follow a null request.
+const GIVE_UP: u64 = u64::MAX;
+
 /// The items of one lock, as far as these tests need them.
 #[derive(Default)]
 struct Items {
@@ -61,7 +64,7 @@ impl LockSender for World {
         let c = check(l)?;
         let client = self.client.get().and_then(Weak::upgrade).expect("the client asks");
         if c.new == Mode::Null {
-            client.invalidate(0, 1000, &net_lock(c.name, c.old, Mode::Null, 0))?;
+            client.invalidate(0, GIVE_UP, &net_lock(c.name, c.old, Mode::Null, 0))?;
             // The real server waits for the answer; here the worker's answer triggers the grant.
             return Ok(());
         }
@@ -72,7 +75,7 @@ impl LockSender for World {
     fn send_invalidate_response(&self, _: u64, id: u64, l: &NetLock) {
         self.answers.lock().unwrap().push((id, *l));
         self.answered.notify_all();
-        if id == 1000 {
+        if id == GIVE_UP {
             let client = self.client.get().and_then(Weak::upgrade).expect("the client answers");
             let name = check(l).unwrap().name;
             client.grant(&net_lock(name, Mode::Null, Mode::Null, 0)).expect("it was asked for");
