@@ -15,7 +15,6 @@ use super::{LockName, LockSender, Mode, Protected, Revoke};
 use crate::error::Result;
 use crate::format::Key;
 use crate::format::layout::NetLock;
-use crate::sync::atomic::Ordering;
 use crate::sync::{Arc, Mutex, thread};
 
 /// Options of a [`LockClient`].
@@ -162,12 +161,6 @@ impl<P: Protected> LockClient<P> {
                 let _ = t.join();
             }
         }
-    }
-
-    /// Changes how many lock objects are kept.
-    pub(crate) fn set_idle_count(&self, count: usize) {
-        self.shell.idle_count.store(count, Ordering::Relaxed);
-        self.shell.table_grew();
     }
 
     /// Gives up all idle locks (testing, low memory); returns how many were asked for.

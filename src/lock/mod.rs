@@ -35,7 +35,9 @@ pub(crate) use client::{LockClient, LockClientConfig, LockStatus};
 pub(crate) use guard::{Lock, LockGuard};
 pub(crate) use mode::Mode;
 pub(crate) use name::{LOCK_GROUP, LockName};
-pub(crate) use server::{LockOut, LockServer, Recovered};
+#[cfg(test)]
+use server::Recovered;
+pub(crate) use server::{LockOut, LockServer};
 
 use crate::error::Result;
 use crate::format::layout::NetLock;

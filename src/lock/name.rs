@@ -141,14 +141,6 @@ impl LockName {
         KeyRange::new(self.start(), end)
     }
 
-    /// The first inode number of an inode group; `None` for the other families.
-    pub(crate) const fn first_ino(&self) -> Option<Ino> {
-        match self.family {
-            Family::Inode => Some(Ino(self.group * LOCK_GROUP)),
-            _ => None,
-        }
-    }
-
     /// A well mixed hash: groups are consecutive numbers, and both the shard and the bucket come from it.
     pub(crate) const fn mixed(&self) -> u64 {
         let x = (self.group ^ ((self.family as u64) << 56)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
