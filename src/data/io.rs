@@ -6,12 +6,14 @@
 //!    which waits for all jobs.
 //! 2. A page that could not be written is dirty again, and the failure is kept until a commit has seen it.
 //! 3. Pages of a chunk do not change while they are being written.
+//! 4. A page that is changed and submitted again while another job still writes it is written once more after that job, so
+//!    that nothing submitted is left out and no older content can arrive last.
 
 use std::collections::VecDeque;
 
 use smallvec::SmallVec;
 
-use super::pages::{Chunk, FilePages, PAGE, mask, runs};
+use super::pages::{Chunk, PAGE, mask, runs};
 use super::state::FileState;
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
@@ -39,6 +41,8 @@ struct Queue {
     jobs: VecDeque<Job>,
     /// Queued and running.
     in_flight: usize,
+    /// Jobs that have ended so far.
+    ended: u64,
     /// The first failure that no commit has seen.
     failed: Option<Error>,
     wrote: bool,
@@ -156,12 +160,25 @@ impl Shared {
             }
             self.work.wait(&mut queue);
         };
+        let ended = queue.ended;
         drop(queue);
-        let result = self.run(&job);
-        job.file.job_ended();
+        let (result, left) = self.run(&job);
         let mut queue = self.queue.lock();
-        queue.in_flight -= 1;
+        queue.ended += 1;
         queue.wrote = true;
+        if !left.is_empty() {
+            // The job that is still at these pages had not ended when this one began: it counts besides this one.
+            self.done.notify_all();
+            while queue.ended < ended + 2 {
+                self.done.wait(&mut queue);
+            }
+            job.file.job_started();
+            queue.in_flight += 1;
+            queue.jobs.push_back(Job { file: job.file.clone(), parts: left });
+            self.work.notify_one();
+        }
+        job.file.job_ended();
+        queue.in_flight -= 1;
         if let Err(e) = result {
             tracing::warn!("writing file data failed, it stays dirty: {e}");
             queue.failed.get_or_insert(e);
@@ -171,9 +188,19 @@ impl Shared {
         true
     }
 
-    fn run(&self, job: &Job) -> Result<()> {
+    /// Writes what is still dirty; also gives what has to be written once more because another job is at it.
+    fn run(&self, job: &Job) -> (Result<()>, Vec<Part>) {
         let pages = &job.file.pages;
-        let taken: Vec<u32> = job.parts.iter().map(|part| take(pages, part)).collect();
+        let mut left = Vec::new();
+        let mut take = |part: &Part| {
+            let wanted = part.runs.iter().fold(0, |bits, (first, n, _)| bits | mask(*first, *n));
+            let mut state = part.chunk.state.write();
+            if wanted & state.dirty & state.writing != 0 {
+                left.push(Part { chunk: part.chunk.clone(), runs: part.runs.clone() });
+            }
+            pages.start_writing(&mut state, wanted)
+        };
+        let taken: Vec<u32> = job.parts.iter().map(&mut take).collect();
         let result = self.write(job, &taken);
         for (part, bits) in job.parts.iter().zip(&taken) {
             if *bits == 0 {
@@ -184,7 +211,7 @@ impl Shared {
                 job.file.work.lock().dirty_chunks.insert(part.chunk.index);
             }
         }
-        result
+        (result, left)
     }
 
     fn write(&self, job: &Job, taken: &[u32]) -> Result<()> {
@@ -202,10 +229,4 @@ impl Shared {
         batch.sort_unstable_by_key(|(offset, _)| *offset);
         if batch.is_empty() { Ok(()) } else { self.device.write_batch(&batch) }
     }
-}
-
-/// Marks what is still to be written of a part as being written.
-fn take(pages: &FilePages, part: &Part) -> u32 {
-    let wanted = part.runs.iter().fold(0, |bits, (first, n, _)| bits | mask(*first, *n));
-    pages.start_writing(&mut part.chunk.state.write(), wanted)
 }

@@ -73,4 +73,4 @@ cleanup() {
     fi
     rm -rf "$scratch"
 }
-trap cleanup EXIT
+[ -n "${KEEP:-}" ] || trap cleanup EXIT
