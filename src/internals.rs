@@ -13,6 +13,7 @@ use crate::format::{Key, MetaBlock};
 use crate::sync::Arc;
 
 pub use crate::net::bench as net;
+pub use crate::txn::bench::Bench;
 
 /// Ascending numbers, never reused.
 struct Numbers(u64);

@@ -34,6 +34,9 @@ pub mod server;
 mod sync;
 #[cfg(not(loom))]
 mod txn;
+#[cfg(loom)]
+#[path = "txn/loom.rs"]
+mod txn;
 
 /// The volumes of `tests/data/fixtures` for unit tests, shared with the integration tests.
 #[cfg(all(test, not(loom)))]

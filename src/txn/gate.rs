@@ -141,12 +141,14 @@ mod model {
         true
     }
 
-    #[test]
-    fn a_commit_is_alone_inside_and_sees_everything() {
-        loom::model(|| {
-            let s = Arc::new(Shared { gate: Gate::new(2), cells: Default::default() });
+    /// One commit against so many holders on slots of their own.
+    fn commit_against(holders: usize, preemptions: Option<usize>) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = preemptions;
+        model.check(move || {
+            let s = Arc::new(Shared { gate: Gate::new(holders), cells: Default::default() });
             s.gate.open();
-            let threads: Vec<_> = (0..2)
+            let threads: Vec<_> = (0..holders)
                 .map(|slot| {
                     let s = s.clone();
                     thread::spawn(move || assert!(holder(&s, slot)))
@@ -156,10 +158,19 @@ mod model {
             let seen: u32 = s.cells.iter().map(|c| c.with_mut(|c| unsafe { std::mem::take(&mut *c) })).sum();
             s.gate.open();
             threads.into_iter().for_each(|t| t.join().unwrap());
-            s.gate.close();
             let rest: u32 = s.cells.iter().map(|c| c.with(|c| unsafe { *c })).sum();
-            assert_eq!(seen + rest, 2);
+            assert_eq!((seen + rest) as usize, holders);
         });
+    }
+
+    #[test]
+    fn a_commit_is_alone_inside_and_sees_everything() {
+        commit_against(1, None);
+    }
+
+    #[test]
+    fn a_commit_waits_for_all_slots() {
+        commit_against(2, Some(2));
     }
 
     #[test]

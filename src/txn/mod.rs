@@ -22,13 +22,15 @@
 //! **Threads.** One commit thread per mount: timer, SYNC_LOG_TREES, opening the next transaction, and retries. It blocks on
 //! devices, on requests to the server and on the gate.
 
+#[cfg(feature = "internals")]
+pub(crate) mod bench;
 mod commit;
 mod control;
 mod gate;
 mod hold;
 mod room;
 mod srch_file;
-#[cfg(test)]
+#[cfg(any(test, feature = "internals"))]
 pub(crate) mod testbox;
 #[cfg(test)]
 mod tests;
