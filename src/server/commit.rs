@@ -42,11 +42,12 @@ impl Trees {
     }
 
     /// Free blocks that decide whether metadata is low. On a small volume both trees count, for they change roles when one
-    /// runs dry; on a large one the original's rule is kept, which leaves it a reserve, but for the tree that will supply
-    /// blocks after this commit.
+    /// runs dry, and so does what the next commits bring into them. On a large one the original's rule is kept, which
+    /// leaves it a reserve, but for the tree that will supply blocks after this commit.
     pub(super) fn spare_total(&self) -> u64 {
         let [a, b] = self.sup.meta_alloc.map(|r| r.total_len.get());
-        if self.stock.is_scaled() { a + b } else { a.max(b) }
+        let lists: u64 = self.sup.server_meta_freed.iter().map(|h| h.total_nr.get()).sum();
+        if self.stock.is_scaled() { a + b + lists } else { a.max(b) }
     }
 
     /// Which tree of free extents `need` blocks are taken from.

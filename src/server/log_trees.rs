@@ -303,8 +303,7 @@ impl ServerCore {
         let active: Vec<(u64, u64)> =
             logs.iter().filter(|(r, l)| **r != rid && !l.finalized).map(|(r, l)| (*r, l.get_seq)).collect();
         let own_tree = self.trees.last_log_trees(rid)?.filter(|lt| !is_finalized(lt));
-        let due = own_tree
-            .is_some_and(|lt| lt.item_root.height > DUE_HEIGHT || lt.meta_avail.flags.get() & ALLOC_FLAG_LOW != 0);
+        let due = own_tree.is_some_and(|lt| self.is_due(&lt));
         if !due && !any_finalized {
             return Ok(Gather::Go);
         }
@@ -329,7 +328,9 @@ impl ServerCore {
     /// Should this tree be merged? When it has grown, when the mount was told that metadata is short, and in time before
     /// that: on a small volume a log that is never merged would take all of it.
     fn is_due(&self, lt: &LogTrees) -> bool {
-        let short = self.trees.spare_total() <= 2 * self.trees.reserved(self.connected.len());
+        let reserved = self.trees.reserved(self.connected.len());
+        let margin = reserved.min(self.trees.sup.total_meta_blocks.get() / 8);
+        let short = self.trees.spare_total() <= reserved + margin;
         let low = lt.meta_avail.flags.get() & ALLOC_FLAG_LOW != 0;
         match lt.item_root.height {
             0 => false,

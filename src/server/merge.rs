@@ -18,7 +18,7 @@ use crate::format::consts::{
     LOG_MERGE_COMPLETE_ERROR, LOG_MERGE_COMPLETE_REMAIN, LOG_MERGE_REQUEST_SUBTREE, ZONE_LOG_MERGE_COMPLETE,
     ZONE_LOG_MERGE_RANGE, ZONE_LOG_MERGE_REQUEST, ZONE_LOG_TREES,
 };
-use crate::format::layout::{BtreeRoot, LogMergeComplete, LogMergeRange, LogMergeRequest, LogMergeStatus, LogTrees};
+use crate::format::layout::{LogMergeComplete, LogMergeRange, LogMergeRequest, LogMergeStatus, LogTrees};
 use crate::format::{Key, KeyRange, Rid, check, keys};
 
 use super::core::{Asker, Outcome, ServerCore, Step, refuse};
@@ -264,12 +264,11 @@ impl ServerCore {
         }
         let (start, end, remain) = (sent.start.to_key(), sent.end.to_key(), sent.remain.to_key());
         let lists = [&sent.meta_avail, &sent.meta_freed];
-        let height = |root: &BtreeRoot| root.height;
         check::validate_merge_complete(sent.as_bytes(), self.trees.store.meta_blocks()).is_ok()
             && flags & !LOG_MERGE_COMPLETE_REMAIN == 0
             && (start, end) == (request.start.to_key(), request.end.to_key())
             && (flags & LOG_MERGE_COMPLETE_REMAIN == 0 || (start <= remain && remain <= end))
-            && (request.flags.get() & LOG_MERGE_REQUEST_SUBTREE == 0 || height(&sent.root) == 2)
+            && (request.flags.get() & LOG_MERGE_REQUEST_SUBTREE == 0 || sent.root.height == 2)
             && lists.iter().any(|l| l.block_ref.blkno.get() != 0)
     }
 

@@ -18,7 +18,7 @@ use crate::btree::{self, Reader};
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::format::consts::{
-    META_START, TYPE_SRCH_PENDING, ZONE_LOG_MERGE_COMPLETE, ZONE_LOG_MERGE_REQUEST, ZONE_LOG_TREES,
+    TYPE_SRCH_PENDING, ZONE_LOG_MERGE_COMPLETE, ZONE_LOG_MERGE_REQUEST, ZONE_LOG_TREES,
     ZONE_MOUNTED_CLIENT, ZONE_SRCH,
 };
 use crate::format::layout::{LogMergeComplete, LogMergeRequest, LogTrees, MountedClient, SrchCompact, SuperBlock};

@@ -28,7 +28,7 @@ fn conversation(seed: u64, meta: &Arc<MemDevice>, data: &Arc<MemDevice>, recorde
     let mut clients: BTreeMap<u64, SimClient> = BTreeMap::new();
     let mut promises = Promises::default();
     let mut last_rid = 0;
-    for _ in 0..40 {
+    for _ in 0..30 {
         let pick = rng.random_range(0..clients.len().max(1));
         let rid = clients.keys().nth(pick).copied();
         match (rng.random_range(0..10), rid) {
@@ -73,7 +73,7 @@ fn check_crashes(seed: u64) {
     let recorder = Recorder::new();
     let promises = conversation(seed, &meta, &data, &recorder);
     let survivals = [Survive::Nothing, Survive::Sectors(seed), Survive::Writes(seed)];
-    for image in recorder.images().step(3).survivals(survivals) {
+    for image in recorder.images().step(7).survivals(survivals) {
         let context = format!("seed {seed}, crash after {} events, {:?}", image.cut, image.survive);
         let found = account(image.devices[0].clone());
         for (at, rid, nr, seq) in &promises.commits {
@@ -85,7 +85,7 @@ fn check_crashes(seed: u64) {
         }
     }
     // Some of the images are taken over by a server.
-    for image in recorder.images().step(97).survivals([Survive::Nothing]) {
+    for image in recorder.images().step(151).survivals([Survive::Nothing]) {
         let meta = image.devices[0].clone();
         let mut server = TestServer::open(meta.clone(), data.clone());
         server.run().unwrap();
@@ -112,7 +112,7 @@ impl Default for BtreeRootBytes {
 
 #[test]
 fn a_crash_at_any_write_leaves_every_block_in_one_place() {
-    for seed in 0..4 {
+    for seed in 0..3 {
         check_crashes(seed);
     }
 }
