@@ -77,6 +77,7 @@ impl Stock {
             return 2 * 8185 + clients * (2 * 8185 + 1028 + 913);
         }
         let target = u64::from(self.meta_target);
-        2 * target + (clients - 1) * (target + u64::from(self.merge_target))
+        // Each mount holds its own stock already; on a small volume a second one for each would leave nothing to use.
+        2 * target + (clients - 1) * u64::from(self.merge_target)
     }
 }

@@ -10,8 +10,8 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::error::{Errno, Result};
 use crate::format::consts::{
-    SRCH_COMPACT_DELETE, SRCH_COMPACT_DONE, SRCH_COMPACT_ERROR, SRCH_COMPACT_LOG, SRCH_COMPACT_NR,
-    SRCH_COMPACT_SORTED, TYPE_SRCH_BLOCKS, TYPE_SRCH_BUSY, TYPE_SRCH_LOG, TYPE_SRCH_PENDING, ZONE_SRCH,
+    SRCH_COMPACT_DELETE, SRCH_COMPACT_DONE, SRCH_COMPACT_ERROR, SRCH_COMPACT_LOG, SRCH_COMPACT_NR, SRCH_COMPACT_SORTED,
+    TYPE_SRCH_BLOCKS, TYPE_SRCH_BUSY, TYPE_SRCH_LOG, TYPE_SRCH_PENDING, ZONE_SRCH,
 };
 use crate::format::layout::{SrchCompact, SrchCompactInput, SrchFile};
 use crate::format::srch::size_class;

@@ -35,7 +35,9 @@ use crate::sync::Arc;
 
 pub use fence::{CommandFencer, ConfirmFencing, FenceReason, Fencer, HostFencer, RefuseFencing};
 pub(crate) use shadow::read_super;
-pub(crate) use shell::{LocalServer, Server, ServerConfig, ServerHandle, ServerStatus};
+pub(crate) use shell::{LocalServer, ServerConfig};
+#[cfg(test)]
+pub(crate) use shell::{Server, ServerHandle};
 
 /// Free space of a volume that nobody serves, from its super block; writes nothing.
 pub(crate) fn offline_statfs(store: &Arc<BlockStore>) -> Result<NetStatfs> {

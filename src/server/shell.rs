@@ -134,11 +134,6 @@ impl ServerHandle {
         self.shared.status.lock().state
     }
 
-    /// Does it serve?
-    pub(crate) fn is_up(&self) -> bool {
-        self.state() == ServerState::Up
-    }
-
     /// For people.
     pub(crate) fn status(&self) -> ServerStatus {
         self.shared.status.lock().clone()
@@ -164,6 +159,8 @@ impl ServerHandle {
             if thread.join().is_err() {
                 tracing::error!("the server thread panicked");
             }
+            let ServerStatus { term, core, failed, .. } = self.status();
+            tracing::info!(term, ?core, failed = failed.is_some(), "the server is down");
         }
     }
 }

@@ -9,8 +9,6 @@
 
 use std::collections::BTreeMap;
 
-use zerocopy::IntoBytes;
-
 use crate::alloc::zones::{ZoneOwners, ZoneSet};
 use crate::alloc::{MetaAlloc, Stock};
 use crate::block::{BlockStore, Cow, DirtySet};
@@ -18,8 +16,7 @@ use crate::btree::{self, Reader};
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::format::consts::{
-    TYPE_SRCH_PENDING, ZONE_LOG_MERGE_COMPLETE, ZONE_LOG_MERGE_REQUEST, ZONE_LOG_TREES,
-    ZONE_MOUNTED_CLIENT, ZONE_SRCH,
+    TYPE_SRCH_PENDING, ZONE_LOG_MERGE_COMPLETE, ZONE_LOG_MERGE_REQUEST, ZONE_LOG_TREES, ZONE_MOUNTED_CLIENT, ZONE_SRCH,
 };
 use crate::format::layout::{LogMergeComplete, LogMergeRequest, LogTrees, MountedClient, SrchCompact, SuperBlock};
 use crate::format::{Key, KeyRange, Rid, check, keys};

@@ -24,7 +24,6 @@ pub(super) struct Account {
     pub(super) free_data: u64,
     pub(super) inodes: u64,
     pub(super) logs: Vec<LogTrees>,
-    pub(super) ranges: Vec<(Key, Key)>,
     /// Data blocks that no free structure lists: they must belong to files.
     pub(super) used_data: BTreeSet<u64>,
 }
@@ -224,18 +223,7 @@ pub(super) fn account(meta: Arc<dyn BlockDevice>) -> Account {
     assert!(books.problems.is_empty(), "{:#?}", books.problems);
     let free: BTreeSet<u64> = books.free_data.iter().flat_map(|(s, l)| *s..*s + *l).collect();
     let used_data = (DATA_START..sup.total_data_blocks.get()).filter(|b| !free.contains(b)).collect();
-    Account {
-        sup,
-        free_meta: books.free_meta,
-        free_data: free.len() as u64,
-        inodes,
-        logs,
-        ranges: items::<LogMergeRange>(&store, &sup.log_merge, zone(ZONE_LOG_MERGE_RANGE))
-            .into_iter()
-            .map(|(_, r)| (r.start.to_key(), r.end.to_key()))
-            .collect(),
-        used_data,
-    }
+    Account { sup, free_meta: books.free_meta, free_data: free.len() as u64, inodes, logs, used_data }
 }
 
 /// The blocks of a tree that its freeing record still has to free.

@@ -80,7 +80,6 @@ pub(super) struct TestServer {
     pub(super) core: ServerCore,
     pub(super) wire: Wire,
     pub(super) now: Instant,
-    pub(super) term: u64,
     last_id: u64,
 }
 
@@ -101,7 +100,7 @@ impl TestServer {
             merge_wait: Duration::from_millis(500),
         };
         let core = ServerCore::new(trees, config, fenced, now)?;
-        Ok(TestServer { core, wire: Wire::default(), now, term: 1, last_id: 0 })
+        Ok(TestServer { core, wire: Wire::default(), now, last_id: 0 })
     }
 
     pub(super) fn store(&self) -> Arc<BlockStore> {
