@@ -19,6 +19,7 @@ fn transactions(c: &mut Criterion) {
         b.iter_custom(|n| {
             let mut spent = Duration::ZERO;
             for _ in 0..n {
+                let mut bench = Bench::new();
                 bench.creates(10_000);
                 spent += bench.commit();
             }
