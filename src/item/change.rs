@@ -143,11 +143,6 @@ impl<'a> ChangeSet<'a> {
         }
     }
 
-    /// Are there no changes?
-    pub(crate) fn is_empty(&self) -> bool {
-        self.changes.is_empty()
-    }
-
     /// Checks everything and reads what must be known; then applies all of it. On an error nothing was changed.
     /// EINVAL: a lock does not cover its key or has not the mode that the change needs.
     pub(crate) fn apply(self, txn: &impl InTransaction) -> Result<()> {

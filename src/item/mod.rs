@@ -17,12 +17,13 @@ pub(crate) mod forest;
 mod packed;
 mod roots;
 mod shard;
+#[cfg_attr(not(test), expect(dead_code, reason = "quota checks and the listing of totals come with the archive room"))]
 pub(crate) mod totals;
 mod value;
 
-pub(crate) use cache::{CommitScope, Items, ItemsConfig, RootsSource};
+pub(crate) use cache::{Items, ItemsConfig, RootsSource};
 pub(crate) use change::{ChangeSet, InTransaction};
-pub(crate) use dirty::{DirtyBatch, DirtyItem};
+pub(crate) use dirty::DirtyBatch;
 pub(crate) use shard::ItemShard;
 pub(crate) use value::Value;
 
@@ -30,11 +31,6 @@ pub(crate) use value::Value;
 pub(crate) type ItemLock = crate::lock::LockGuard<ItemShard>;
 /// The lock itself; every operation here takes this, and an [`ItemLock`] is accepted for it.
 pub(crate) type CoveringLock = crate::lock::Lock<ItemShard>;
-
-/// Are values of this key differences that are added up (`spec/03 §2.4`)?
-pub(crate) fn is_delta(key: &crate::format::Key) -> bool {
-    key.zone == crate::format::consts::ZONE_XATTR_TOTL
-}
 
 #[cfg(test)]
 mod tests;

@@ -14,15 +14,14 @@
 use super::control::Progress;
 use super::{CommitCtx, Txn, srch_file};
 use crate::alloc::{Bounds, DataAlloc, MetaAlloc};
-use crate::block::{BlockSource, Cow, DirtySet};
+use crate::block::{Cow, DirtySet};
 use crate::btree::{self, LogItem};
-use crate::device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::format::consts::{LOG_TREES_FINALIZED, SMALL_BYTES};
 use crate::format::layout::{BlockRef, LogTrees};
 use crate::format::{check, keys};
+use crate::item::DirtyBatch;
 use crate::item::bloom::BloomContent;
-use crate::item::{CommitScope, DirtyBatch};
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::{Arc, thread};
 
@@ -100,7 +99,6 @@ impl Txn {
     fn prepare(&self, run: &mut Run) -> Result<Step> {
         self.gate.close();
         if let Some(hook) = self.hook() {
-            let _scope = CommitScope::enter();
             hook.prepare(&CommitCtx { hold: self.committer() })?;
         }
         run.batch = Some(self.items.freeze());

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use super::Txn;
 use crate::alloc::DataAlloc;
-use crate::error::{Errno, Result, fail};
+use crate::error::{Errno, Error, Result, fail};
 use crate::format::DataBlock;
 use crate::format::srch::Entry as SrchEntry;
 use crate::item::InTransaction;
@@ -91,8 +91,8 @@ impl Hold<'_> {
         self.txn.seq()
     }
 
-    /// Up to `count` contiguous free data blocks. [`Error::NeedCommit`](crate::Error::NeedCommit): drop the hold, `sync`, try
-    /// again. ENOSPC: the volume is full.
+    /// Up to `count` contiguous free data blocks. [`Error::NeedCommit`]: drop the hold and try again under a new one, which is given
+    /// after a commit. ENOSPC: the volume is full.
     pub(crate) fn data_alloc(&self, count: u64) -> Result<(DataBlock, u64)> {
         self.data(|data| data.alloc(count))
     }
@@ -106,13 +106,15 @@ impl Hold<'_> {
     pub(crate) fn data<R>(&self, use_it: impl FnOnce(&mut DataAlloc) -> Result<R>) -> Result<R> {
         let mut data = self.txn.data.lock();
         let Some(data) = data.as_mut() else { return Err(Txn::shutdown_error()) };
-        let result = use_it(data)?;
+        let result = use_it(data);
         let room = &self.txn.room;
         room.set_data_cost(data.finish_cost());
-        if data.is_changed() && !data.flagged_low() && data.total() < self.txn.stock.data_refill {
+        let few = data.is_changed() && !data.flagged_low() && data.total() < self.txn.stock.data_refill;
+        if few || matches!(result, Err(Error::NeedCommit)) {
+            // The next one to enter commits first, also if nothing else is dirty.
             room.data_short.store(true, Relaxed);
         }
-        Ok(result)
+        result
     }
 
     /// Logs a search entry; removal is logged by the same entry again (`spec/03 §8.8`).
