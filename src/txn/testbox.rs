@@ -91,7 +91,7 @@ pub(crate) struct ServerBox {
 
 impl ServerBox {
     pub(crate) fn new() -> Arc<ServerBox> {
-        ServerBox::on(MemDevice::new(40_000 << 16), MemDevice::new(1 << 40))
+        ServerBox::on(MemDevice::new(300_000 << 16), MemDevice::new(1 << 40))
     }
 
     pub(crate) fn on(meta: Arc<dyn BlockDevice>, data_dev: Arc<dyn BlockDevice>) -> Arc<ServerBox> {

@@ -186,8 +186,13 @@ fn merge(server: &Arc<ServerBox>, mounts: &[Mount]) {
     server.merge();
 }
 
+/// A few, or as many as `PROPTEST_CASES` says.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn mounts_agree_with_a_map(steps in proptest::collection::vec((0usize..2, step()), 1..60)) {
