@@ -72,7 +72,7 @@ fn find(volume: &Volume, path: &[u8]) -> scoutfs::Result<Attr> {
     Ok(at)
 }
 
-fn check_attr(report: &mut Report, path: &str, a: &Attr, want: &Value) {
+fn check_attr(report: &mut Report, path: &str, a: &Attr, want: &Value, atime: bool) {
     let kind = match a.kind {
         DirentKind::Dir => "dir",
         DirentKind::Regular => "file",
@@ -99,7 +99,7 @@ fn check_attr(report: &mut Report, path: &str, a: &Attr, want: &Value) {
         ("mtime_ns", ns(a.mtime)),
         ("ctime_ns", ns(a.ctime)),
     ];
-    for (name, got) in numbers {
+    for (name, got) in numbers.into_iter().filter(|(name, _)| atime || *name != "atime_ns") {
         report.same(path, name, got, int(&want[name]));
     }
     if let Some(s) = want.get("scoutfs") {
@@ -113,8 +113,8 @@ fn check_attr(report: &mut Report, path: &str, a: &Attr, want: &Value) {
             ("retention", u64::from(a.retention)),
         ];
         for (name, got) in numbers {
-            // Version 1 volumes have neither projects nor retention.
-            if !s[name].is_null() {
+            // Version 1 volumes have neither projects nor retention: the original answers with an errno.
+            if s[name].is_number() {
                 report.same(path, name, i128::from(got), int(&s[name]));
             }
         }
@@ -220,6 +220,8 @@ fn walk(volume: &Volume) -> BTreeMap<Vec<u8>, Ino> {
 }
 
 fn check_volume(name: &str) {
+    // Reading for the manifest of the recovered volume moved access times in the memory of that mount.
+    let atime = name != "06-unclean";
     let f = unpack_fixture(name);
     let before = [&f.meta, &f.data].map(|p| std::fs::metadata(p).unwrap().modified().unwrap());
     let volume = open(&f);
@@ -235,7 +237,7 @@ fn check_volume(name: &str) {
         };
         let a = find(&volume, &raw).unwrap_or_else(|e| panic!("{path}: {e}"));
         report.same(path, "listed number", a.ino, ino);
-        check_attr(&mut report, path, &a, want);
+        check_attr(&mut report, path, &a, want, atime);
         check_xattrs(&mut report, &volume, path, a.ino, want);
         if a.kind == DirentKind::Regular {
             check_contents(&mut report, &volume, path, &a, want);
@@ -244,10 +246,9 @@ fn check_volume(name: &str) {
             report.same(path, "target", volume.readlink(a.ino).unwrap(), bytes(target));
         }
         if let Some(rdev) = want.get("rdev") {
-            let user = u64::from(a.rdev_minor() & 0xff)
-                | u64::from(a.rdev_major()) << 8
-                | u64::from(a.rdev_minor() & !0xff) << 12;
-            report.same(path, "rdev", i128::from(user), int(rdev));
+            let want: Vec<_> = rdev.as_array().unwrap().iter().map(int).collect();
+            let got = vec![i128::from(a.rdev_major()), i128::from(a.rdev_minor())];
+            report.same(path, "rdev", got, want);
         }
     }
     for path in listed.keys() {
