@@ -31,6 +31,8 @@ new_volume() {
 
 # mount_volume [OPTIONS]
 mount_volume() {
+    # The line of an earlier mount must not be taken for this one's.
+    rm -f "$scratch/mount.out"
     "$examples/mount" -o "allow_other${1:+,$1}" "$scratch/meta" "$scratch/data" "$mnt" \
         >"$scratch/mount.out" 2>>"$scratch/mount.log" &
     mount_pid=$!
@@ -44,6 +46,8 @@ mount_volume() {
 }
 
 unmount_volume() {
+    # The line of an earlier mount must not be taken for this one's.
+    rm -f "$scratch/mount.out"
     fusermount3 -u "$mnt" || die "cannot unmount"
     wait_mount || { tail -20 "$scratch/mount.log" >&2; die "mount ended with an error"; }
 }
@@ -57,7 +61,7 @@ wait_mount() {
 
 kill_mount() {
     kill -9 "$mount_pid"
-    wait_mount || true
+    wait_mount 2>/dev/null || true
     fusermount3 -u -z "$mnt" 2>/dev/null || umount -l "$mnt" 2>/dev/null || true
 }
 
