@@ -94,6 +94,9 @@ struct Version {
     value: Value,
 }
 
+/// Called for each version: key, seq, deleted, value.
+type VisitVersion<'a> = dyn FnMut(&Key, u64, bool, &[u8]) -> Result<()> + 'a;
+
 /// Readers of one volume's forest.
 pub(crate) struct Forest {
     store: Arc<BlockStore>,
@@ -191,7 +194,7 @@ impl Forest {
         key: &Key,
         bloom_key: &Key,
         widest: KeyRange,
-        visit: &mut dyn FnMut(&Key, u64, bool, &[u8]) -> Result<()>,
+        visit: &mut VisitVersion,
     ) -> Result<KeyRange> {
         let reader = Reader::new(&self.store);
         let mut range = widest;

@@ -132,10 +132,11 @@ impl TotalsReader {
     /// The kept snapshot if it is young and not the one that failed, else a new one.
     fn snapshot(&self, failed: Option<&Snapshot>) -> Result<Arc<Snapshot>> {
         let mut kept = self.snapshot.lock();
-        if let Some(s) = kept.as_ref() {
-            if s.taken.elapsed() < self.max_age && failed.is_none_or(|f| !std::ptr::eq(f, s.as_ref())) {
-                return Ok(s.clone());
-            }
+        let usable = |s: &&Arc<Snapshot>| {
+            s.taken.elapsed() < self.max_age && failed.is_none_or(|f| !std::ptr::eq(f, s.as_ref()))
+        };
+        if let Some(s) = kept.as_ref().filter(usable) {
+            return Ok(s.clone());
         }
         // Nothing is kept if this fails: the next reader starts afresh (defect 25).
         *kept = None;

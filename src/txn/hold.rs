@@ -11,6 +11,9 @@ use crate::format::srch::Entry as SrchEntry;
 use crate::item::InTransaction;
 use crate::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+/// Search entries that wait in memory at most (24 bytes each).
+const MAX_SRCH_ENTRIES: u64 = 1 << 20;
+
 /// What a hold is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum HoldKind {
@@ -54,6 +57,7 @@ impl Txn {
         let (items, bytes) = (self.items.dirty_items(), self.items.dirty_bytes());
         bytes > self.config.dirty_bytes
             || (items > 0 && self.room.short(items, bytes))
+            || self.room.srch.load(Relaxed) > MAX_SRCH_ENTRIES
             || self.room.data_short.load(Relaxed)
     }
 

@@ -371,10 +371,9 @@ fn insert_items(cow: &mut Cow, root: &mut BtreeRoot, items: &[TestItem]) {
 impl Drop for ServerBox {
     fn drop(&mut self) {
         let _ = self.locks.lock().send(LockEvent::Stop);
-        if let Some(t) = self.thread.lock().take() {
-            if t.thread().id() != thread::current().id() {
-                t.join().unwrap();
-            }
+        let thread = self.thread.lock().take();
+        if let Some(t) = thread.filter(|t| t.thread().id() != thread::current().id()) {
+            t.join().unwrap();
         }
     }
 }
