@@ -116,21 +116,20 @@ fn merge_around(
     steps: &mut Steps,
 ) -> Result<Extent> {
     let mut merged = new;
-    if look_right {
-        if let Some(right) = set.next(new.end())? {
-            if mergeable(&merged, &right) {
-                steps.push(Step::Remove(right));
-                merged.len += right.len;
-            }
-        }
+    if look_right
+        && let Some(right) = set.next(new.end())?
+        && mergeable(&merged, &right)
+    {
+        steps.push(Step::Remove(right));
+        merged.len += right.len;
     }
-    if look_left && new.start > 0 {
-        if let Some(left) = set.next(new.start - 1)? {
-            if mergeable(&left, &merged) {
-                steps.push(Step::Remove(left));
-                merged = Extent { len: left.len + merged.len, ..left };
-            }
-        }
+    if look_left
+        && new.start > 0
+        && let Some(left) = set.next(new.start - 1)?
+        && mergeable(&left, &merged)
+    {
+        steps.push(Step::Remove(left));
+        merged = Extent { len: left.len + merged.len, ..left };
     }
     Ok(merged)
 }
@@ -182,14 +181,14 @@ pub(crate) fn plan_set(set: &mut impl ExtentRead, new: Extent) -> Result<Steps> 
     let erase = new.map == 0 && new.flags == 0;
     let mut steps = Steps::new();
     let mut remainder = (false, false);
-    if let Some(old) = set.next(new.start)? {
-        if old.start <= new.last() {
-            if old.start > new.start || old.last() < new.last() {
-                return fail(Errno::EINVAL);
-            }
-            steps.push(Step::Remove(old));
-            remainder = push_remainders(&mut steps, &old, &new);
+    if let Some(old) = set.next(new.start)?
+        && old.start <= new.last()
+    {
+        if old.start > new.start || old.last() < new.last() {
+            return fail(Errno::EINVAL);
         }
+        steps.push(Step::Remove(old));
+        remainder = push_remainders(&mut steps, &old, &new);
     }
     if erase {
         return Ok(steps);

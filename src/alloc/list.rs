@@ -107,11 +107,11 @@ pub(crate) fn read_block(reader: &Reader<'_>, r: &BlockRef, nr: Option<u32>) -> 
         e => e,
     };
     let meta_blocks = reader.store.meta_blocks();
-    if let Some(dirty) = reader.dirty {
-        if let Some(list) = dirty.get::<ListBlock>(r).map_err(stale)? {
-            check_block(list, r.blkno.get(), nr, meta_blocks)?;
-            return Ok(list.clone());
-        }
+    if let Some(dirty) = reader.dirty
+        && let Some(list) = dirty.get::<ListBlock>(r).map_err(stale)?
+    {
+        check_block(list, r.blkno.get(), nr, meta_blocks)?;
+        return Ok(list.clone());
     }
     let block = reader.store.read(r, BlockKind::AllocList).map_err(stale)?;
     let list = block.view::<ListBlock>()?;

@@ -199,10 +199,10 @@ impl BlockSource for MetaAlloc {
     }
 
     fn cancel(&mut self, b: MetaBlock) {
-        if let Some(open) = self.open.as_mut().filter(|_| !self.finished) {
-            if open.taken.remove(&b.0) {
-                open.avail.blknos.push_front(b.0);
-            }
+        if let Some(open) = self.open.as_mut().filter(|_| !self.finished)
+            && open.taken.remove(&b.0)
+        {
+            open.avail.blknos.push_front(b.0);
         }
     }
 

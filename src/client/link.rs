@@ -147,10 +147,10 @@ impl Inbox {
 
     /// A lock was granted.
     pub(crate) fn grant(&self, lock: &NetLock) {
-        if let Some(locks) = self.locks() {
-            if let Err(e) = locks.grant(lock) {
-                tracing::error!("lock grant refused: {e}");
-            }
+        if let Some(locks) = self.locks()
+            && let Err(e) = locks.grant(lock)
+        {
+            tracing::error!("lock grant refused: {e}");
         }
     }
 
@@ -203,10 +203,10 @@ impl ClientHandler for Inbox {
             Command::OpenInoMap => reply.send(self.open_map(&payload)),
             Command::SyncLogTrees => {
                 reply.send(Ok(Vec::new()));
-                if !self.unmounting.load(Ordering::Acquire) {
-                    if let Some(txn) = self.txn.get().and_then(Weak::upgrade) {
-                        txn.start_commit();
-                    }
+                if !self.unmounting.load(Ordering::Acquire)
+                    && let Some(txn) = self.txn.get().and_then(Weak::upgrade)
+                {
+                    txn.start_commit();
                 }
             }
             _ => reply.send(Err(Errno::EINVAL.into())),

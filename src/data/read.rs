@@ -70,7 +70,7 @@ impl Data {
             let page = pos / page_bytes;
             let missing = file.pages.missing(page, last).max(1);
             let direct_end = ((page + missing) * page_bytes).min(end / page_bytes * page_bytes);
-            if pos % page_bytes == 0 && direct_end.saturating_sub(pos) >= DIRECT_BYTES {
+            if pos.is_multiple_of(page_bytes) && direct_end.saturating_sub(pos) >= DIRECT_BYTES {
                 let upto = (direct_end - offset) as usize;
                 self.read_direct(stored, page, &mut buf[out..upto])?;
                 pos = direct_end;

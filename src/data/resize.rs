@@ -33,7 +33,7 @@ impl FileData for Data {
         let least = size.min(f.size);
         let page = least / PAGE as u64;
         let mut tail = None;
-        if least % PAGE as u64 != 0 && size != f.size {
+        if !least.is_multiple_of(PAGE as u64) && size != f.size {
             let stored_there = stored.next(page)?.is_some_and(|e| e.contains(page) && is_online(&e));
             if stored_there {
                 tail = Some((page, self.block(&file, &stored, page)?));
@@ -47,7 +47,7 @@ impl FileData for Data {
         let file = self.file(inode, lock);
         let least = old_size.min(new_size);
         let tail = file.work.lock().tail.take();
-        if old_size == new_size || least % PAGE as u64 == 0 {
+        if old_size == new_size || least.is_multiple_of(PAGE as u64) {
             return;
         }
         self.list_dirty(inode, &file, lock);

@@ -161,11 +161,11 @@ impl Data {
             (before, work.delayed.len(), work.unsubmitted)
         };
         self.note_ranges(tx.hold(), before, after)?;
-        if unsubmitted as usize * PAGE >= self.write_out_bytes() {
-            if let Err(e) = self.write_out(tx.hold(), inode.ino(), lock, file, false) {
-                // The commit tries again, and tells.
-                tracing::warn!("early write-out of inode {}: {e}", inode.ino());
-            }
+        if unsubmitted as usize * PAGE >= self.write_out_bytes()
+            && let Err(e) = self.write_out(tx.hold(), inode.ino(), lock, file, false)
+        {
+            // The commit tries again, and tells.
+            tracing::warn!("early write-out of inode {}: {e}", inode.ino());
         }
         Ok(())
     }
@@ -181,13 +181,13 @@ impl Data {
     ) -> Result<SmallVec<[Arc<Chunk>; 3]>> {
         let page = PAGE as u64;
         let mut edges: SmallVec<[u64; 3]> = SmallVec::new();
-        if offset > size && size % page != 0 {
+        if offset > size && !size.is_multiple_of(page) {
             edges.push(size / page);
         }
-        if offset % page != 0 {
+        if !offset.is_multiple_of(page) {
             edges.push(offset / page);
         }
-        if end % page != 0 {
+        if !end.is_multiple_of(page) {
             edges.push(end / page);
         }
         edges.dedup();

@@ -273,10 +273,10 @@ pub fn validate_extent(key: &Key, value: &[u8], device_blocks: u64) -> Result<Da
 pub fn validate_log_trees(key: Option<&Key>, value: &[u8], device_blocks: u64) -> Result<LogTrees> {
     let lt: LogTrees = exact("log trees", value)?;
     let what = format!("log trees of rid {:016x} nr {}", lt.rid, lt.nr);
-    if let Some(key) = key {
-        if *key != super::keys::log_trees(lt.rid.get().into(), lt.nr.get()) {
-            return Err(Error::corrupt(what, format!("stored under key {key}")));
-        }
+    if let Some(key) = key
+        && *key != super::keys::log_trees(lt.rid.get().into(), lt.nr.get())
+    {
+        return Err(Error::corrupt(what, format!("stored under key {key}")));
     }
     if lt.commit_trans_seq.get() > lt.get_trans_seq.get() {
         return Err(Error::corrupt(

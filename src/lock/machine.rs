@@ -363,11 +363,11 @@ impl<W> Machine<W> {
             return;
         }
         self.serve(hot, out, |m, mode| m.gate_lets(mode));
-        if self.request.is_none() {
-            if let Some((wanted, _)) = self.waiters.iter().find(|(wanted, _)| !view.mode().serves(*wanted)) {
-                self.request = Some(*wanted);
-                out.push(Out::Request { old: view.mode(), new: *wanted });
-            }
+        if self.request.is_none()
+            && let Some((wanted, _)) = self.waiters.iter().find(|(wanted, _)| !view.mode().serves(*wanted))
+        {
+            self.request = Some(*wanted);
+            out.push(Out::Request { old: view.mode(), new: *wanted });
         }
         if view.mode() == Mode::Null && self.idle(hot) {
             out.push(Out::Free);

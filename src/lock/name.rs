@@ -127,7 +127,7 @@ impl LockName {
 
     /// All keys that the lock covers.
     pub(crate) const fn range(&self) -> KeyRange {
-        let last = self.group * LOCK_GROUP | LOW;
+        let last = (self.group * LOCK_GROUP) | LOW;
         let end = match self.family {
             Family::Inode => Key::new(ZONE_FS, last, u8::MAX, u64::MAX, u64::MAX, u8::MAX),
             Family::MetaIndex => Key::new(ZONE_INODE_INDEX, 0, KIND_META_SEQ, last, u64::MAX, 0),

@@ -340,10 +340,10 @@ impl LockServer {
             };
             let q = lock.requested[at];
             out.push(lock.grant(name, at, next_seq));
-            if q.mode == Mode::Null {
-                if let Some(c) = self.clients.get_mut(&q.rid) {
-                    c.locks.remove(&name);
-                }
+            if q.mode == Mode::Null
+                && let Some(c) = self.clients.get_mut(&q.rid)
+            {
+                c.locks.remove(&name);
             }
         }
         if lock.is_empty() {

@@ -134,7 +134,7 @@ impl Command {
             Command::LockRecover => {
                 let head = size_of::<NetLockRecoverHead>();
                 let each = size_of::<NetLock>();
-                return len >= head && (len - head) % each == 0 && (len - head) / each <= MAX_RECOVER_LOCKS;
+                return len >= head && (len - head).is_multiple_of(each) && (len - head) / each <= MAX_RECOVER_LOCKS;
             }
             Command::SrchGetCompact => size_of::<SrchCompact>(),
             Command::GetLogMerge => size_of::<LogMergeRequest>(),

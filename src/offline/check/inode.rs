@@ -244,11 +244,11 @@ impl ItemWalk {
     }
 
     fn close_xattr(&mut self, out: &mut Outputs<'_>) {
-        if let Some(open) = self.cur.xattr.take() {
-            if open.next < open.lens.len() {
-                let text = format!("an xattr with {} of its {} parts", open.next, open.lens.len());
-                out.find(Finding::error(FindingClass::Xattr, text).key(open.key).ino(Ino(self.cur.ino)));
-            }
+        if let Some(open) = self.cur.xattr.take()
+            && open.next < open.lens.len()
+        {
+            let text = format!("an xattr with {} of its {} parts", open.next, open.lens.len());
+            out.find(Finding::error(FindingClass::Xattr, text).key(open.key).ino(Ino(self.cur.ino)));
         }
     }
 
@@ -324,7 +324,10 @@ impl ItemWalk {
     }
 
     fn symlink(&mut self, part: u64, item: &MergedItem, out: &mut Outputs<'_>) {
-        if part != self.cur.symlink_parts || self.cur.symlink_bytes % PART_BYTES as u64 != 0 || item.value.is_empty() {
+        if part != self.cur.symlink_parts
+            || !self.cur.symlink_bytes.is_multiple_of(PART_BYTES as u64)
+            || item.value.is_empty()
+        {
             let text = "a symlink part that does not follow from the one before";
             out.find(Finding::error(FindingClass::Inode, text).key(item.key).ino(Ino(self.cur.ino)));
         }

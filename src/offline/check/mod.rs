@@ -184,7 +184,7 @@ impl<'a> Checker<'a> {
 
     fn count_block(&mut self) {
         self.progress.blocks_read += 1;
-        if self.progress.blocks_read % 256 == 0 {
+        if self.progress.blocks_read.is_multiple_of(256) {
             self.tell();
         }
     }

@@ -148,11 +148,12 @@ impl<'a> Merged<'a> {
             if let Some((item, value)) = cursor.item() {
                 v.version(i, &key, item.seq, item.flags, value);
                 let counts = *kind != SourceKind::MergeInput || inputs_count;
-                if counts && is_delta(&key) {
-                    if let Ok(val) = XattrTotlVal::read_from_bytes(value) {
-                        total.0 = total.0.wrapping_add(val.total.get());
-                        total.1 = total.1.wrapping_add(val.count.get());
-                    }
+                if counts
+                    && is_delta(&key)
+                    && let Ok(val) = XattrTotlVal::read_from_bytes(value)
+                {
+                    total.0 = total.0.wrapping_add(val.total.get());
+                    total.1 = total.1.wrapping_add(val.count.get());
                 }
                 if counts && best.as_ref().is_none_or(|(b, _)| item.seq > b.seq) {
                     let deleted = item.flags & ITEM_FLAG_DELETION != 0;
@@ -174,10 +175,10 @@ impl<'a> Merged<'a> {
 
     fn advance(&mut self, i: usize, v: &mut dyn SourceVisitor) {
         let cursor = &mut self.sources[i].1;
-        if cursor.advance(&mut Of(i, v)) {
-            if let Some((item, _)) = cursor.item() {
-                self.heap.push(Reverse((item.key, i)));
-            }
+        if cursor.advance(&mut Of(i, v))
+            && let Some((item, _)) = cursor.item()
+        {
+            self.heap.push(Reverse((item.key, i)));
         }
     }
 }

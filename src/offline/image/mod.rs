@@ -90,10 +90,11 @@ impl<'a> Image<'a> {
     fn node(&self, r: &BlockRef, level: u8, range: &KeyRange, open_end: bool) -> Result<Rc<Node>> {
         let (blkno, seq) = (r.blkno.get(), r.seq.get());
         let kept = self.nodes.as_ref().and_then(|n| n.borrow().get(&blkno).cloned());
-        if let Some((s, node)) = kept {
-            if s == seq && node.level() == level {
-                return Ok(node);
-            }
+        if let Some((s, node)) = kept
+            && s == seq
+            && node.level() == level
+        {
+            return Ok(node);
         }
         let node = Rc::new(Node::decode(self.read(r, MAGIC_BTREE)?, blkno, level, range, open_end)?);
         if let Some(nodes) = &self.nodes {

@@ -150,7 +150,7 @@ fn link(offset: u16, nr: usize) -> Checked<Option<usize>> {
     let first = (BTREE_HEAD_BYTES - 32) as u16;
     match offset {
         0 => Ok(None),
-        o if o >= first && (o - first) as usize % BTREE_ITEM_BYTES == 0 => {
+        o if o >= first && ((o - first) as usize).is_multiple_of(BTREE_ITEM_BYTES) => {
             let i = (o - first) as usize / BTREE_ITEM_BYTES;
             if i < nr { Ok(Some(i)) } else { Err(format!("AVL link to item {i} of {nr}")) }
         }
@@ -166,10 +166,10 @@ fn walk_avl(slots: &[Slot], root: u16) -> Checked<Vec<usize>> {
     let mut seen = vec![false; nr];
     let mut stack: Vec<usize> = Vec::new();
     let mut at = link(root, nr)?;
-    if let Some(i) = at {
-        if slots[i].raw.node.parent.get() != 0 {
-            return Err("the AVL root has a parent".into());
-        }
+    if let Some(i) = at
+        && slots[i].raw.node.parent.get() != 0
+    {
+        return Err("the AVL root has a parent".into());
     }
     while at.is_some() || !stack.is_empty() {
         while let Some(i) = at {
@@ -179,10 +179,10 @@ fn walk_avl(slots: &[Slot], root: u16) -> Checked<Vec<usize>> {
             stack.push(i);
             let node = &slots[i].raw.node;
             for child in [node.left.get(), node.right.get()] {
-                if let Some(c) = link(child, nr)? {
-                    if link(slots[c].raw.node.parent.get(), nr)? != Some(i) {
-                        return Err(format!("AVL parent of item {} is wrong", slots[c].item.key));
-                    }
+                if let Some(c) = link(child, nr)?
+                    && link(slots[c].raw.node.parent.get(), nr)? != Some(i)
+                {
+                    return Err(format!("AVL parent of item {} is wrong", slots[c].item.key));
                 }
             }
             at = link(node.left.get(), nr)?;

@@ -120,10 +120,10 @@ impl Books<'_> {
             self.problems.push(format!("{what}: {e}"));
         }
         for e in found {
-            if let Some((s, l)) = self.free_data.range(..e.end()).next_back() {
-                if s + l > e.start {
-                    self.problems.push(format!("data {}+{} of {what} is free twice", e.start, e.len));
-                }
+            if let Some((s, l)) = self.free_data.range(..e.end()).next_back()
+                && s + l > e.start
+            {
+                self.problems.push(format!("data {}+{} of {what} is free twice", e.start, e.len));
             }
             self.free_data.insert(e.start, e.len);
         }

@@ -102,13 +102,8 @@ fn check_crashes(seed: u64) {
 }
 
 /// The empty tree.
+#[derive(Default)]
 struct BtreeRootBytes([u8; 24]);
-
-impl Default for BtreeRootBytes {
-    fn default() -> BtreeRootBytes {
-        BtreeRootBytes([0; 24])
-    }
-}
 
 #[test]
 fn a_crash_at_any_write_leaves_every_block_in_one_place() {
