@@ -10,7 +10,8 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::client::GREETING_FAREWELL;
 use super::codec::{Frame, FrameReader, Refusal};
 use super::command::{Command, WrongLength};
-use super::link::{Link, read_frames, write_all};
+use super::link::{Link, write_all};
+use super::receive::{read_frames, receive_all};
 use super::server::{Inner, ServerEvent};
 use super::session::{Session, Verdict};
 use super::transport::Stream;
@@ -55,7 +56,11 @@ impl Inner {
         };
         let result = match attached {
             Ok(attached) => {
-                let result = read_frames(&**stream, &mut reader, |frame| self.receive(rid, &link, frame));
+                let each = {
+                    let (inner, link) = (self.clone(), link.clone());
+                    Arc::new(move |frame: &Frame<'_>| inner.receive(rid, &link, frame))
+                };
+                let result = receive_all(stream, reader, || self.wait_for_room(), each);
                 link.detach(attached);
                 result
             }
@@ -189,7 +194,7 @@ impl Inner {
     }
 
     /// Handles one message of a greeted client.
-    fn receive(&self, rid: u64, link: &Arc<Link<(), ()>>, frame: &Frame<'_>) -> Result<bool, Refusal> {
+    fn receive(&self, rid: u64, link: &Arc<Link<(), ()>>, frame: &Frame<'_>) -> Result<(), Refusal> {
         let head = &frame.head;
         let len = frame.payload.len();
         let wrong_len = !head.response && len != head.cmd.request_len();
@@ -206,19 +211,16 @@ impl Inner {
         } else if wrong_len && head.cmd.on_wrong_length() == WrongLength::Break {
             return Err("request with a wrong length");
         }
-        while self.events.len() > MAX_EVENTS && !self.state.lock().stopping {
-            thread::sleep(EVENTS_PAUSE);
-        }
         let mut state = link.lock();
         let verdict = state.session.receive(head);
         if wrong_len && verdict == Verdict::Request {
             state.session.respond(head.cmd, head.id, Err(&Errno::EINVAL.into()));
-            link.pump(state);
-            return Ok(true);
+            link.pump_elsewhere(state);
+            return Ok(());
         }
         drop(state);
         let event = match verdict {
-            Verdict::Ignore => return Ok(true),
+            Verdict::Ignore => return Ok(()),
             Verdict::Request => {
                 ServerEvent::Request { rid, id: head.id, cmd: head.cmd, payload: frame.payload.to_vec() }
             }
@@ -230,8 +232,15 @@ impl Inner {
                 ServerEvent::Response { rid, id: head.id, cmd: head.cmd, result }
             }
         };
-        self.send(event).map_err(|_| "the server has stopped")?;
-        Ok(true)
+        self.send(event).map_err(|_| "the server has stopped")
+    }
+
+    /// Holds up a reading thread while too much waits for the server thread. Mounts of this process are bounded by what
+    /// they have at work.
+    fn wait_for_room(&self) {
+        while self.events.len() > MAX_EVENTS && !self.state.lock().stopping {
+            thread::sleep(EVENTS_PAUSE);
+        }
     }
 
     /// The socket of a greeted client is closed.

@@ -378,7 +378,9 @@ impl Inner {
             Verdict::Ignore => return Ok(false),
             Verdict::Response(who) => self.complete(who, frame),
             Verdict::Request if len != head.cmd.request_len() => {
-                self.respond(term, head.cmd, head.id, Err(&Errno::EINVAL.into()));
+                let mut state = self.link.lock();
+                state.session.respond(head.cmd, head.id, Err(&Errno::EINVAL.into()));
+                self.link.pump_elsewhere(state);
             }
             Verdict::Request => {
                 let reply = Reply { inner: self.clone(), term, cmd: head.cmd, id: head.id };

@@ -10,11 +10,13 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::client::{GREETING_FAREWELL, GREETING_QUORUM, Inner, Own, is_down};
 use super::codec::{Frame, FrameReader};
 use super::command::Command;
-use super::link::{read_frames, write_all};
+use super::link::write_all;
+use super::receive::{read_frames, receive_all};
 use super::transport::Stream;
 use crate::error::{Errno, Error, Result, fail};
 use crate::format::layout::NetGreeting;
 use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// How long one connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -166,13 +168,19 @@ impl Dialer {
         }
         let nr = inner.link.attach(stream.clone());
         inner.changed.notify_all();
-        let result = read_frames(&**stream, &mut reader, |frame| {
-            if inner.receive(frame)? {
-                *progress = true;
-            }
-            Ok(true)
-        });
+        let news = Arc::new(AtomicBool::new(false));
+        let each = {
+            let (inner, news) = (inner.clone(), news.clone());
+            Arc::new(move |frame: &Frame<'_>| {
+                if inner.receive(frame)? {
+                    news.store(true, Ordering::Relaxed);
+                }
+                Ok(())
+            })
+        };
+        let result = receive_all(stream, reader, || {}, each);
         inner.link.detach(nr);
+        *progress = news.load(Ordering::Relaxed);
         if *progress {
             self.refusals = 0;
         }

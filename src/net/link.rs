@@ -16,10 +16,8 @@
 
 use std::io;
 
-use super::codec::{Frame, FrameReader, Refusal};
 use super::session::Session;
 use super::transport::Stream;
-use crate::error::{Error, Result};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, thread};
 
 /// Bytes encoded at once.
@@ -166,6 +164,17 @@ impl<W: Send + 'static, X: Send + 'static> Link<W, X> {
         }
     }
 
+    /// Has what is queued transmitted by the writer thread: for threads that receive, which may be anybody's
+    /// (see [`super::receive`]) and must not come to receive what they sent.
+    pub(crate) fn pump_elsewhere(self: &Arc<Self>, mut state: MutexGuard<'_, LinkState<W, X>>) {
+        let parts = &mut *state;
+        if let Some(socket) = parts.socket.as_mut().filter(|s| !s.busy) {
+            parts.session.transmit(&mut socket.spill, BATCH);
+            socket.busy = !socket.spill.is_empty();
+            self.start_writer(socket);
+        }
+    }
+
     fn start_writer(self: &Arc<Self>, socket: &mut Socket) {
         if socket.writer.is_some() {
             self.writer.notify_all();
@@ -234,31 +243,4 @@ pub(crate) fn write_all(stream: &dyn Stream, mut bytes: &[u8]) -> io::Result<()>
         }
     }
     Ok(())
-}
-
-/// Reads frames from a stream, for as long as `each` returns true.
-///
-/// Ends with an error that says why: the stream broke, a frame was malformed, or `each` refused one.
-pub(crate) fn read_frames(
-    stream: &dyn Stream,
-    reader: &mut FrameReader,
-    mut each: impl FnMut(&Frame<'_>) -> Result<bool, Refusal>,
-) -> Result<()> {
-    loop {
-        while let Some(frame) = reader.next().map_err(|why| refused(stream, why))? {
-            if !each(&frame).map_err(|why| refused(stream, why))? {
-                return Ok(());
-            }
-        }
-        match stream.read(reader.space()) {
-            Ok(0) => return Err(crate::error::Errno::ENOTCONN.into()),
-            Ok(n) => reader.filled(n),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return Err(crate::error::Errno::ENOTCONN.into()),
-        }
-    }
-}
-
-fn refused(stream: &dyn Stream, why: Refusal) -> Error {
-    Error::corrupt(format!("message from {}", stream.peer_addr()), why)
 }

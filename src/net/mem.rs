@@ -1,7 +1,8 @@
 //! A network inside the process.
 //!
 //! For tests, and for a mount that talks to its own server. Streams are bounded byte buffers with parking readers and
-//! writers; datagrams are bounded queues that drop what does not fit. Nothing here waits busily.
+//! writers; datagrams are bounded queues that drop what does not fit. Nothing here waits busily. A stream whose receiving
+//! end has a [`Sink`] is a function call: the writing thread does the receiver's work, unless another one is just at it.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -10,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 
-use super::transport::{Datagrams, Listener, Stream, Transport};
+use super::transport::{Datagrams, Listener, Sink, Stream, Transport};
 use crate::error::{Errno, Error, Result, fail};
-use crate::sync::{Arc, Condvar, Mutex, Weak};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 
 /// Bytes that a stream holds in each direction.
 const PIPE_BYTES: usize = 256 * 1024;
@@ -157,6 +158,9 @@ struct Pipe {
 struct PipeState {
     bytes: VecDeque<u8>,
     closed: bool,
+    sink: Option<Arc<dyn Sink>>,
+    /// A thread is giving bytes to the sink; it will give what is added meanwhile, and the end.
+    delivering: bool,
 }
 
 impl Pipe {
@@ -180,6 +184,15 @@ impl Pipe {
             if state.closed {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
+            if state.bytes.is_empty()
+                && !state.delivering
+                && let Some(sink) = state.sink.clone()
+            {
+                state.delivering = true;
+                MutexGuard::unlocked(&mut state, || self.hand_over(&*sink, buf));
+                self.deliver(state, &*sink);
+                return Ok(buf.len());
+            }
             let n = buf.len().min(PIPE_BYTES - state.bytes.len());
             if n > 0 {
                 state.bytes.extend(&buf[..n]);
@@ -193,11 +206,60 @@ impl Pipe {
         }
     }
 
+    /// Gives what is in the buffer to the sink, as the thread that has set `delivering`.
+    fn deliver(&self, mut state: MutexGuard<'_, PipeState>, sink: &dyn Sink) {
+        while !state.closed && !state.bytes.is_empty() {
+            let mut batch = std::mem::take(&mut state.bytes);
+            self.writable.notify_all();
+            MutexGuard::unlocked(&mut state, || self.hand_over(sink, batch.make_contiguous()));
+        }
+        state.delivering = false;
+        let ended = state.closed && state.sink.take().is_some();
+        drop(state);
+        if ended {
+            sink.closed();
+        }
+    }
+
+    fn hand_over(&self, sink: &dyn Sink, bytes: &[u8]) {
+        let panic = BreakOnPanic { pipe: self, sink };
+        sink.receive(bytes);
+        std::mem::forget(panic);
+    }
+
+    fn deliver_to(&self, sink: Arc<dyn Sink>) {
+        let mut state = self.state.lock();
+        state.sink = Some(sink.clone());
+        state.delivering = true;
+        self.deliver(state, &*sink);
+    }
+
     fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
         self.readable.notify_all();
         self.writable.notify_all();
+        let sink = if state.delivering { None } else { state.sink.take() };
+        drop(state);
+        if let Some(sink) = sink {
+            sink.closed();
+        }
+    }
+}
+
+/// Ends the stream when a sink panics: its owner waits for the end.
+struct BreakOnPanic<'a> {
+    pipe: &'a Pipe,
+    sink: &'a dyn Sink,
+}
+
+impl Drop for BreakOnPanic<'_> {
+    fn drop(&mut self) {
+        let mut state = self.pipe.state.lock();
+        state.closed = true;
+        state.sink = None;
+        drop(state);
+        self.sink.closed();
     }
 }
 
@@ -228,6 +290,11 @@ impl Stream for MemStream {
 
     fn peer_addr(&self) -> SocketAddr {
         self.peer
+    }
+
+    fn deliver_to(&self, sink: Arc<dyn Sink>) -> bool {
+        self.input.deliver_to(sink);
+        true
     }
 }
 

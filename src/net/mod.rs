@@ -14,7 +14,8 @@
 //! | `codec` | frames: encode, decode, every check on a received header |
 //! | `session` | one end of a logical connection (`spec/05 §4.2`) |
 //! | `transport`, `tcp`, `mem` | byte streams and datagrams |
-//! | `link` | a session with the socket that is attached to it |
+//! | `link` | a session with the socket that is attached to it: sending |
+//! | `receive` | frames from a stream, by a reading thread or by the sender's |
 //! | `client`, `dial` | requests and answers; finding the server, greeting, reconnecting |
 //! | `server`, `accepted` | listening, waiting for lost clients; greetings and messages of one socket |
 //!
@@ -29,6 +30,7 @@ mod command;
 mod dial;
 mod link;
 mod mem;
+mod receive;
 mod server;
 mod session;
 mod tcp;
@@ -41,4 +43,4 @@ pub(crate) use command::Command;
 pub use mem::MemTransport;
 pub(crate) use server::{RECONNECT_WAIT, ServerEvent, ServerNet, ServerNetConfig};
 pub use tcp::{TcpOptions, TcpTransport};
-pub use transport::{Datagrams, Listener, Stream, Transport};
+pub use transport::{Datagrams, Listener, Sink, Stream, Transport};

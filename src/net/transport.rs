@@ -57,6 +57,24 @@ pub trait Stream: Send + Sync {
 
     /// Address of the other end, with its port.
     fn peer_addr(&self) -> SocketAddr;
+
+    /// From now on hands what arrives to `sink`, on the threads that write at the other end, instead of keeping it for
+    /// [`Stream::read`]. False, and nothing changes, if the transport cannot: only one inside the process can, where it saves
+    /// the hand-over between threads for each message.
+    fn deliver_to(&self, sink: Arc<dyn Sink>) -> bool {
+        let _ = sink;
+        false
+    }
+}
+
+/// Where a stream delivers to ([`Stream::deliver_to`]).
+pub trait Sink: Send + Sync {
+    /// The next bytes. Not called by two threads at the same time. Does not block.
+    fn receive(&self, bytes: &[u8]);
+
+    /// The stream has ended: called once, after the last bytes. Does not block and takes no lock that a caller of
+    /// [`Stream::shutdown`] may hold.
+    fn closed(&self);
 }
 
 /// A datagram socket.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::harness::*;
 use crate::error::Errno;
+use crate::net::client::{ClientHandler, Reply};
 use crate::net::command::Command;
 use crate::net::server::ServerEvent;
 use crate::net::transport::Transport;
@@ -224,4 +225,32 @@ impl Background for Arc<ClientConn> {
         net.respond(rid, id, Command::Statfs, Ok(zeros(Command::Statfs)));
         asking.join().unwrap()
     }
+}
+
+/// Inside the process a message is a function call; what panics there must not leave anybody waiting.
+#[test]
+fn a_panic_in_a_handler_breaks_the_connection() {
+    struct Panics;
+    impl ClientHandler for Panics {
+        fn request(&self, _: Command, _: Vec<u8>, _: Reply) {
+            panic!("a bug in a handler");
+        }
+        fn lock_response(&self, _: Vec<u8>) {}
+        fn new_server(&self, _: u64) {}
+        fn evicted(&self, _: crate::Error) {}
+    }
+    let hub: Arc<dyn Transport> = MemTransport::new();
+    let (net, events) = server(&hub, addr(1), 3, LONG);
+    let place = Place::at(addr(1), 3);
+    let conn = client_with(&hub, 5, &place, Arc::new(Panics));
+    let ServerEvent::Greeting { token, .. } = events.recv().unwrap() else { panic!("a greeting") };
+    net.greeting_done(token, Ok(()));
+    eventually("it is connected", || conn.status().connected.then_some(()));
+    let asking = net.clone();
+    // Whoever runs the handler, the server's thread or the client's, gets the panic.
+    let _ = thread::spawn(move || asking.request(5, Command::SyncLogTrees, &[])).join();
+    // The request is not lost: it comes again on the next socket, and again.
+    assert!(matches!(events.recv().unwrap(), ServerEvent::Greeting { .. }) || !conn.status().connected);
+    net.stop();
+    conn.close();
 }

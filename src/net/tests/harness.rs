@@ -91,6 +91,15 @@ impl Place {
 }
 
 pub(super) fn client(transport: &Arc<dyn Transport>, rid: u64, place: &Place, ear: &Arc<Ear>) -> Arc<ClientConn> {
+    client_with(transport, rid, place, ear.clone())
+}
+
+pub(super) fn client_with(
+    transport: &Arc<dyn Transport>,
+    rid: u64,
+    place: &Place,
+    handler: Arc<dyn ClientHandler>,
+) -> Arc<ClientConn> {
     let (server, mounted) = (place.server.clone(), place.mounted.clone());
     ClientConn::start(ClientConnConfig {
         rid,
@@ -100,7 +109,7 @@ pub(super) fn client(transport: &Arc<dyn Transport>, rid: u64, place: &Place, ea
         transport: transport.clone(),
         find_server: Box::new(move || server.lock().ok_or(crate::error::Errno::ENOENT.into())),
         is_still_mounted: Box::new(move || Ok(*mounted.lock())),
-        handler: ear.clone(),
+        handler,
     })
     .expect("a client starts")
 }
