@@ -89,7 +89,11 @@ impl Node {
         let outbox = Outbox::new();
         let item_config = ItemsConfig { cache_bytes: options.item_cache_bytes as u64 };
         let items = Items::new(store.clone(), outbox.clone(), item_config);
-        let txn_config = TxnConfig { commit_interval: options.commit_interval, ..TxnConfig::new(rid) };
+        let txn_config = TxnConfig {
+            commit_interval: options.commit_interval,
+            dirty_bytes: options.item_dirty_bytes as u64,
+            ..TxnConfig::new(rid)
+        };
         let txn = Txn::new(txn_config, store.clone(), data_dev.clone(), items.clone(), outbox.clone());
         let revoker = Arc::new(Revoker { items: items.clone(), txn: txn.clone(), listeners: RwLock::new(Vec::new()) });
         let lock_config =

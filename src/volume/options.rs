@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// Options of one mount. Every limit that bounds memory or work is here.
+/// Options of one mount. Every limit that bounds memory or work is here; the default caches add up to 256 MiB.
 ///
 /// ```
 /// use scoutfs::VolumeOptions;
@@ -45,11 +45,13 @@ pub struct VolumeOptions {
     pub data_prealloc_contig_only: bool,
     /// Time between background commits (default 10 s). Option `commit_interval_ms`, 100 ms..=60 s.
     pub commit_interval: Duration,
-    /// Bytes of clean metadata blocks kept in memory (default 96 MiB). Option `block_cache_mb`.
+    /// Bytes of clean metadata blocks kept in memory (default 64 MiB). Option `block_cache_mb`.
     pub block_cache_bytes: usize,
     /// Bytes of clean items kept in memory (default 64 MiB). Option `item_cache_mb`.
     pub item_cache_bytes: usize,
-    /// Bytes of clean file data kept in memory (default 64 MiB). Option `data_cache_mb`.
+    /// Bytes of changed items that may wait for a commit (default 48 MiB). Option `item_dirty_mb`.
+    pub item_dirty_bytes: usize,
+    /// Bytes of clean file data kept in memory (default 48 MiB). Option `data_cache_mb`.
     pub data_cache_bytes: usize,
     /// Bytes of written file data that may wait for a commit (default 32 MiB). Option `data_dirty_mb`.
     pub data_dirty_bytes: usize,
@@ -70,9 +72,10 @@ impl Default for VolumeOptions {
             data_prealloc_blocks: 2048,
             data_prealloc_contig_only: true,
             commit_interval: Duration::from_secs(10),
-            block_cache_bytes: 96 << 20,
+            block_cache_bytes: 64 << 20,
             item_cache_bytes: 64 << 20,
-            data_cache_bytes: 64 << 20,
+            item_dirty_bytes: 48 << 20,
+            data_cache_bytes: 48 << 20,
             data_dirty_bytes: 32 << 20,
         }
     }
@@ -146,6 +149,7 @@ impl VolumeOptions {
             "commit_interval_ms" => self.commit_interval = ms(100, 60_000)?,
             "block_cache_mb" => self.block_cache_bytes = mib(1 << 20)?,
             "item_cache_mb" => self.item_cache_bytes = mib(1 << 20)?,
+            "item_dirty_mb" => self.item_dirty_bytes = mib(1 << 20)?,
             "data_cache_mb" => self.data_cache_bytes = mib(1 << 20)?,
             "data_dirty_mb" => self.data_dirty_bytes = mib(1 << 20)?,
             _ => return Err(Error::invalid(format!("unknown option {name}"))),
