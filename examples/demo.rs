@@ -13,9 +13,9 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
-use scoutfs::device::FileDevice;
+use scoutfs::device::{FileDevice, FileOptions};
 use scoutfs::namespace::Caller;
-use scoutfs::offline::{MkfsOptions, mkfs};
+use scoutfs::offline::{CheckOptions, MkfsOptions, check, mkfs};
 use scoutfs::{Ino, Volume, VolumeOptions};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -81,6 +81,14 @@ fn run() -> Outcome<()> {
         HumanBytes(stat.blocks * u64::from(stat.block_size))
     );
     volume.close()?;
+
+    let reopen = |path| FileDevice::open(path, &FileOptions { read_only: true, ..FileOptions::default() });
+    let start = Instant::now();
+    let report = check(&*reopen(&meta)?, &*reopen(&data)?, &CheckOptions::default())?;
+    println!("checked offline in {:.1?}: {} findings", start.elapsed(), report.findings.len());
+    if !report.findings.is_empty() {
+        return Err("the volume is not consistent".into());
+    }
     Ok(())
 }
 
