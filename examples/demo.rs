@@ -85,8 +85,10 @@ fn run() -> Outcome<()> {
     let reopen = |path| FileDevice::open(path, &FileOptions { read_only: true, ..FileOptions::default() });
     let start = Instant::now();
     let report = check(&*reopen(&meta)?, &*reopen(&data)?, &CheckOptions::default())?;
-    println!("checked offline in {:.1?}: {} findings", start.elapsed(), report.findings.len());
-    if !report.findings.is_empty() {
+    let verdict = if report.is_clean() { "clean" } else { "INCONSISTENT" };
+    println!("checked offline in {:.1?}: {verdict}", start.elapsed());
+    if !report.is_clean() {
+        report.findings.iter().for_each(|f| println!("  {f}"));
         return Err("the volume is not consistent".into());
     }
     Ok(())
