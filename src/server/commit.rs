@@ -87,7 +87,7 @@ impl Trees {
         let dev = self.store.device().clone();
         self.dirty.write_out(&self.store)?;
         self.writer.write_shadow(&*dev, &self.sup)?;
-        if let Some(data) = &self.data_dev {
+        if let Some(data) = self.data_dev.as_ref().filter(|_| self.flush_data) {
             data.flush()?;
         }
         dev.flush()?;

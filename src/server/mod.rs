@@ -41,5 +41,5 @@ pub(crate) use shell::{Server, ServerHandle};
 
 /// Free space of a volume that nobody serves, from its super block; writes nothing.
 pub(crate) fn offline_statfs(store: &Arc<BlockStore>) -> Result<NetStatfs> {
-    Ok(trees::Trees::open(store.clone(), None)?.statfs())
+    Ok(trees::Trees::open(store.clone(), None, false)?.statfs())
 }

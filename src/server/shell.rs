@@ -39,8 +39,11 @@ const BATCH: usize = 4096;
 pub(crate) struct ServerConfig {
     /// The metadata device.
     pub(crate) store: Arc<BlockStore>,
-    /// The data device, if the server can reach it: flushed with each commit and needed for growing it.
+    /// The data device, if the server can reach it: needed for growing it.
     pub(crate) data_dev: Option<Arc<dyn BlockDevice>>,
+    /// Flush the data device with each commit. Mounts of this engine have flushed it before they send COMMIT, those of
+    /// the original have not; so it is needed unless no foreign mount can reach this server.
+    pub(crate) flush_data: bool,
     /// How mounts reach the server.
     pub(crate) transport: Arc<dyn Transport>,
     /// The address of its slot.
@@ -185,7 +188,7 @@ impl Run {
         if !self.fence_leaders()? {
             return Ok(());
         }
-        let trees = Trees::open(self.config.store.clone(), self.config.data_dev.clone())?;
+        let trees = Trees::open(self.config.store.clone(), self.config.data_dev.clone(), self.config.flush_data)?;
         let net_config = ServerNetConfig {
             transport: self.config.transport.clone(),
             addr: self.config.addr,

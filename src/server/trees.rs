@@ -28,8 +28,9 @@ use super::shadow::{self, SuperWriter};
 /// See the module documentation.
 pub(crate) struct Trees {
     pub(super) store: Arc<BlockStore>,
-    /// Flushed with each commit, so that data of mounts that never flush is covered too.
     pub(super) data_dev: Option<Arc<dyn BlockDevice>>,
+    /// The data device is flushed with each commit, so that data of mounts that never flush is covered too.
+    pub(super) flush_data: bool,
     pub(super) writer: SuperWriter,
     pub(super) sup: Box<SuperBlock>,
     pub(super) stable: Arc<SuperBlock>,
@@ -60,7 +61,11 @@ pub(crate) fn zone(zone: u8) -> KeyRange {
 
 impl Trees {
     /// Takes over the volume as it is on the device. Every earlier leader must have been fenced.
-    pub(crate) fn open(store: Arc<BlockStore>, data_dev: Option<Arc<dyn BlockDevice>>) -> Result<Trees> {
+    pub(crate) fn open(
+        store: Arc<BlockStore>,
+        data_dev: Option<Arc<dyn BlockDevice>>,
+        flush_data: bool,
+    ) -> Result<Trees> {
         let dev = store.device().clone();
         let sup = shadow::read_super(&*dev)?;
         check::validate_super(&sup, check::DeviceRole::Meta, dev.size())?;
@@ -75,6 +80,7 @@ impl Trees {
             writer: SuperWriter::new(&*dev, store.fsid())?,
             store,
             data_dev,
+            flush_data,
             stable: Arc::new(*sup),
             dirty: DirtySet::new(),
             alloc,

@@ -7,6 +7,8 @@
 //!    the first such commit, whoever runs it, unless nothing is dirty.
 //! 3. `running` falls under the mutex together with the opening of the gate: a change made after the opening finds the
 //!    commit over.
+//! 4. Before a commit that a caller starts, it waits for other callers if there were some lately: not longer than half the
+//!    time of the last commit, nor than [`GATHER_TIME`], and not at all if one thread alone asks for commits.
 
 use std::time::{Duration, Instant};
 
@@ -14,11 +16,16 @@ use super::Txn;
 use crate::error::{Error, Result};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, Weak, atomic::Ordering::Relaxed, thread};
 
+/// Longest wait for others to join a commit.
+const GATHER_TIME: Duration = Duration::from_millis(5);
+
 /// State shared with the commit thread, which does not keep the transaction alive.
 pub(super) struct Control {
     state: Mutex<State>,
     /// Any change of the state.
     changed: Condvar,
+    /// Somebody joined those who wait for the next commit.
+    joined: Condvar,
     commit_interval: Duration,
     idle_interval: Duration,
 }
@@ -42,6 +49,40 @@ struct State {
     next_look: Instant,
     stopping: bool,
     down: bool,
+    gather: Gather,
+}
+
+/// How many ask for commits at the same time, so that they can share one.
+struct Gather {
+    /// A caller waits for others before it starts a commit.
+    running: bool,
+    /// Who asked for a commit since the last one started, and how many did so for each of the two before.
+    callers: u64,
+    before: [u64; 2],
+    /// The caller that started the last commit.
+    leader: Option<thread::ThreadId>,
+    /// When the last commit started, and how long it took until the next transaction was open.
+    started: Instant,
+    cost: Duration,
+}
+
+impl Gather {
+    fn new() -> Gather {
+        let (started, cost) = (Instant::now(), Duration::ZERO);
+        Gather { running: false, callers: 0, before: [0; 2], leader: None, started, cost }
+    }
+
+    /// As many as that are expected to ask.
+    fn expected(&self) -> u64 {
+        self.before[0].max(self.before[1]).max(2)
+    }
+
+    /// How long this thread, which is about to start a commit, shall wait for others.
+    fn time(&self) -> Duration {
+        let me = thread::current().id();
+        let alone = self.before[0].max(self.before[1]) < 2 && self.leader.is_none_or(|l| l == me);
+        if alone || self.callers >= self.expected() { Duration::ZERO } else { GATHER_TIME.min(self.cost / 2) }
+    }
 }
 
 impl Control {
@@ -62,8 +103,10 @@ impl Control {
                 next_look: Instant::now() + commit_interval,
                 stopping: false,
                 down: false,
+                gather: Gather::new(),
             }),
             changed: Condvar::new(),
+            joined: Condvar::new(),
         }
     }
 
@@ -149,6 +192,7 @@ impl Txn {
             return Ok(());
         }
         let (needed, failures) = (state.started + 1, state.failures);
+        let (mut joined, mut gathered) = (false, false);
         loop {
             if state.down {
                 return Err(Txn::shutdown_error());
@@ -162,16 +206,38 @@ impl Txn {
             // Until the running commit is recorded it is not known what it leaves; mostly nothing.
             let recorded = state.recorded == state.started;
             if recorded && !self.is_dirty() {
+                if gathered {
+                    // They wait for this thread.
+                    self.control.changed.notify_all();
+                }
                 return Ok(());
             }
-            if state.running {
+            if !std::mem::replace(&mut joined, true) {
+                state.gather.callers += 1;
+                self.control.joined.notify_all();
+            }
+            if state.running || state.gather.running {
                 self.control.changed.wait(&mut state);
+            } else if !std::mem::replace(&mut gathered, true) {
+                self.gather(&mut state);
             } else {
+                state.gather.leader = Some(thread::current().id());
                 start(&mut state);
                 drop(state);
                 return self.drive(false);
             }
         }
+    }
+
+    /// Waits for others who want a commit too. Whoever arrives meanwhile leaves the start to this thread.
+    fn gather(&self, state: &mut MutexGuard<'_, State>) {
+        let until = Instant::now() + state.gather.time();
+        state.gather.running = true;
+        while !state.running && !state.down && state.gather.callers < state.gather.expected() && Instant::now() < until
+        {
+            let _ = self.control.joined.wait_until(state, until);
+        }
+        state.gather.running = false;
     }
 
     /// Runs the steps of the running commit from where it is, and says how it went to all that wait. `to_the_end` goes on
@@ -257,6 +323,9 @@ impl Txn {
 fn start(state: &mut MutexGuard<'_, State>) {
     state.running = true;
     state.started += 1;
+    let gather = &mut state.gather;
+    gather.before = [std::mem::take(&mut gather.callers), gather.before[0]];
+    gather.started = Instant::now();
 }
 
 impl State {
@@ -264,6 +333,7 @@ impl State {
     fn opened_now(&mut self, commit_interval: Duration) {
         self.last_open = Instant::now();
         self.next_look = self.last_open + commit_interval;
+        self.gather.cost = self.last_open.saturating_duration_since(self.gather.started);
     }
 }
 

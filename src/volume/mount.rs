@@ -101,10 +101,12 @@ impl Mounted {
                 None if environment.transport.is_none() => Arc::new(ConfirmFencing),
                 None => Arc::new(RefuseFencing),
             };
+            // Nobody but this mount reaches a server on a network of our own.
+            let private = environment.transport.is_none();
             let transport = environment.transport.unwrap_or_else(|| MemTransport::new());
             fencer.mounted(Rid(rid))?;
             mark = Some(Mark { fencer: fencer.clone(), rid: Rid(rid), clean: false });
-            member = network.join_quorum(&transport, fencer)?;
+            member = network.join_quorum(&transport, fencer, private)?;
             Node::new(config, |inbox| network.connect(transport, inbox))?
         };
         let opened = Mounted::build(node.clone(), options);
@@ -209,6 +211,7 @@ impl Network<'_> {
         &self,
         transport: &Arc<dyn Transport>,
         fencer: Arc<dyn Fencer>,
+        private: bool,
     ) -> Result<Option<Arc<QuorumMember>>> {
         let Some(slot) = self.options.quorum_slot.map(usize::from) else { return Ok(None) };
         let addr = quorum::slot_addr(&self.sb.qconf, slot).ok_or_else(|| Error::invalid("the slot is not present"))?;
@@ -217,6 +220,7 @@ impl Network<'_> {
         let server = LocalServer::new(ServerConfig {
             store: self.store.clone(),
             data_dev: Some(self.data_dev.clone()),
+            flush_data: !private,
             transport: transport.clone(),
             addr,
             fencer,

@@ -109,6 +109,7 @@ impl Cluster {
         let config = ServerConfig {
             store: self.store(),
             data_dev: Some(self.data.clone()),
+            flush_data: false,
             transport: self.transport.clone(),
             addr: self.addr,
             fencer: Arc::new(ConfirmFencing),

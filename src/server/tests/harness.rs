@@ -93,7 +93,7 @@ impl TestServer {
         data: Arc<dyn BlockDevice>,
         fenced: &[u64],
     ) -> Result<TestServer> {
-        let trees = Trees::open(open_store(meta), Some(data))?;
+        let trees = Trees::open(open_store(meta), Some(data), true)?;
         let now = Instant::now();
         let config = CoreConfig {
             votes_needed: crate::quorum::votes_needed(&trees.sup.qconf),
