@@ -26,13 +26,13 @@ const THREADS: usize = 2;
 
 /// Pages of one chunk and where they go: (first page in the chunk, pages, block of the data device).
 pub(super) struct Part {
+    pub(super) file: Arc<FileState>,
     pub(super) chunk: Arc<Chunk>,
     pub(super) runs: SmallVec<[(u64, u64, u64); 2]>,
 }
 
-/// One batch of pages of one file.
+/// One batch of pages, of one large file or of many small ones, whose blocks mostly follow each other.
 pub(super) struct Job {
-    pub(super) file: Arc<FileState>,
     pub(super) parts: Vec<Part>,
 }
 
@@ -83,7 +83,7 @@ impl Writer {
 
     /// Queues a job.
     pub(super) fn submit(&self, job: Job) {
-        job.file.job_started();
+        job.parts.iter().for_each(|part| part.file.job_started());
         let mut queue = self.shared.queue.lock();
         queue.in_flight += 1;
         queue.jobs.push_back(job);
@@ -172,12 +172,12 @@ impl Shared {
             while queue.ended < ended + 2 {
                 self.done.wait(&mut queue);
             }
-            job.file.job_started();
+            left.iter().for_each(|part| part.file.job_started());
             queue.in_flight += 1;
-            queue.jobs.push_back(Job { file: job.file.clone(), parts: left });
+            queue.jobs.push_back(Job { parts: left });
             self.work.notify_one();
         }
-        job.file.job_ended();
+        job.parts.iter().for_each(|part| part.file.job_ended());
         queue.in_flight -= 1;
         if let Err(e) = result {
             tracing::warn!("writing file data failed, it stays dirty: {e}");
@@ -190,15 +190,14 @@ impl Shared {
 
     /// Writes what is still dirty; also gives what has to be written once more because another job is at it.
     fn run(&self, job: &Job) -> (Result<()>, Vec<Part>) {
-        let pages = &job.file.pages;
         let mut left = Vec::new();
         let mut take = |part: &Part| {
             let wanted = part.runs.iter().fold(0, |bits, (first, n, _)| bits | mask(*first, *n));
             let mut state = part.chunk.state.write();
             if wanted & state.dirty & state.writing != 0 {
-                left.push(Part { chunk: part.chunk.clone(), runs: part.runs.clone() });
+                left.push(Part { file: part.file.clone(), chunk: part.chunk.clone(), runs: part.runs.clone() });
             }
-            pages.start_writing(&mut state, wanted)
+            part.file.pages.start_writing(&mut state, wanted)
         };
         let taken: Vec<u32> = job.parts.iter().map(&mut take).collect();
         let result = self.write(job, &taken);
@@ -206,9 +205,9 @@ impl Shared {
             if *bits == 0 {
                 continue;
             }
-            let again = pages.end_writing(&mut part.chunk.state.write(), *bits, result.is_ok());
+            let again = part.file.pages.end_writing(&mut part.chunk.state.write(), *bits, result.is_ok());
             if again {
-                job.file.work.lock().dirty_chunks.insert(part.chunk.index);
+                part.file.work.lock().dirty_chunks.insert(part.chunk.index);
             }
         }
         (result, left)

@@ -5,6 +5,7 @@ use smallvec::SmallVec;
 use super::extents::{FileExtents, check_end, is_offline, is_unwritten, unexpected_offline};
 use super::pages::{CHUNK_PAGES, Chunk, PAGE, mask};
 use super::state::{DELAYED_CONVERT, DELAYED_NEW, FileState};
+use super::writeout::Batch;
 use super::{Data, check_regular};
 use crate::alloc::extent::Extent;
 use crate::error::{Errno, Error, Result, fail};
@@ -161,11 +162,13 @@ impl Data {
             (before, work.delayed.len(), work.unsubmitted)
         };
         self.note_ranges(tx.hold(), before, after)?;
-        if unsubmitted as usize * PAGE >= self.write_out_bytes()
-            && let Err(e) = self.write_out(tx.hold(), inode.ino(), lock, file, false)
-        {
-            // The commit tries again, and tells.
-            tracing::warn!("early write-out of inode {}: {e}", inode.ino());
+        if unsubmitted as usize * PAGE >= self.write_out_bytes() {
+            let mut batch = Batch::default();
+            if let Err(e) = self.write_out(tx.hold(), inode.ino(), lock, file, false, &mut batch) {
+                // The commit tries again, and tells.
+                tracing::warn!("early write-out of inode {}: {e}", inode.ino());
+            }
+            self.start_job(&mut batch);
         }
         Ok(())
     }

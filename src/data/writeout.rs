@@ -19,9 +19,17 @@ use crate::sync::Arc;
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::txn::{CommitCtx, CommitHook, Hold};
 
+/// Pages on the way to a job. Until the job is started they count as not submitted, so a batch may be dropped.
+#[derive(Default)]
+pub(super) struct Batch {
+    parts: Vec<Part>,
+    bytes: usize,
+}
+
 impl Data {
     /// Allocates and submits dirty pages of a file: all of them, or all but those of the last chunk, which is probably being
-    /// filled. The operation lock (write) is held, or this is the commit.
+    /// filled. What is less than a job is left in `batch`, for the caller to go on with or to start. The operation lock
+    /// (write) is held, or this is the commit.
     pub(super) fn write_out(
         &self,
         hold: &Hold<'_>,
@@ -29,13 +37,14 @@ impl Data {
         lock: &CoveringLock,
         file: &Arc<FileState>,
         all: bool,
+        batch: &mut Batch,
     ) -> Result<()> {
         let last = file.work.lock().dirty_chunks.last().copied();
         let Some(last) = last else { return Ok(()) };
         let limit = if all { u64::MAX } else { last };
         let stored = FileExtents { commits: hold.commits(), ..self.stored(lock, ino) };
         self.allocate(hold, &stored, file, limit.saturating_mul(CHUNK_PAGES))?;
-        self.submit(&stored, file, limit)
+        self.submit(&stored, file, limit, batch)
     }
 
     /// Gives the delayed ranges before page `limit` their blocks.
@@ -107,10 +116,11 @@ impl Data {
         Ok(())
     }
 
-    /// Makes jobs of all dirty pages in chunks before `limit`. They all have written space.
-    fn submit(&self, stored: &FileExtents<'_>, file: &Arc<FileState>, limit: u64) -> Result<()> {
+    /// Makes jobs of all dirty pages in chunks before `limit`, but for the rest that is left in `batch`. They all have
+    /// written space.
+    fn submit(&self, stored: &FileExtents<'_>, file: &Arc<FileState>, limit: u64, batch: &mut Batch) -> Result<()> {
         let indices: Vec<u64> = file.work.lock().dirty_chunks.range(..limit).copied().collect();
-        let (mut parts, mut bytes, mut pages) = (Vec::new(), 0, 0);
+        let mut pages = 0;
         let mut current: Option<Extent> = None;
         for index in &indices {
             // Forgotten chunks have nothing to write any more.
@@ -137,30 +147,28 @@ impl Data {
                     at = piece.end();
                 }
             }
-            bytes += dirty.count_ones() as usize * PAGE;
+            batch.bytes += dirty.count_ones() as usize * PAGE;
             pages += u64::from(dirty.count_ones());
-            parts.push(Part { chunk, runs: mapped });
-            if bytes >= JOB_BYTES {
-                self.start_job(file, std::mem::take(&mut parts));
-                bytes = 0;
+            batch.parts.push(Part { file: file.clone(), chunk, runs: mapped });
+            if batch.bytes >= JOB_BYTES {
+                self.start_job(batch);
             }
         }
-        self.start_job(file, parts);
         let mut work = file.work.lock();
         work.unsubmitted = work.unsubmitted.saturating_sub(pages);
         Ok(())
     }
 
-    fn start_job(&self, file: &Arc<FileState>, parts: Vec<Part>) {
+    /// Submits what has come together.
+    pub(super) fn start_job(&self, batch: &mut Batch) {
+        let Batch { parts, .. } = std::mem::take(batch);
         if parts.is_empty() {
             return;
         }
-        let mut work = file.work.lock();
         for part in &parts {
-            work.dirty_chunks.remove(&part.chunk.index);
+            part.file.work.lock().dirty_chunks.remove(&part.chunk.index);
         }
-        drop(work);
-        self.writer.submit(Job { file: file.clone(), parts });
+        self.writer.submit(Job { parts });
     }
 
     fn listed(&self) -> Vec<(Ino, Arc<FileState>, Arc<CoveringLock>)> {
@@ -177,19 +185,27 @@ impl CommitHook for Data {
         // Whatever failed before is dirty and submitted now.
         self.writer.clear_failure();
         self.write_failed.store(false, Relaxed);
+        // Small files share jobs.
+        let mut batch = Batch::default();
         for (ino, file, lock) in self.listed() {
-            self.write_out(ctx.hold(), ino, &lock, &file, true)?;
+            self.write_out(ctx.hold(), ino, &lock, &file, true, &mut batch)?;
         }
+        self.start_job(&mut batch);
         Ok(())
     }
 
     fn wait(&self) -> Result<bool> {
         let resubmitted = match self.write_failed.load(Relaxed) {
             // Holders are excluded, so what is dirty now is what failed.
-            true => self.listed().iter().try_for_each(|(ino, file, lock)| {
-                let stored = FileExtents { commits: true, ..self.stored(lock, *ino) };
-                self.submit(&stored, file, u64::MAX)
-            }),
+            true => {
+                let mut batch = Batch::default();
+                let submitted = self.listed().iter().try_for_each(|(ino, file, lock)| {
+                    let stored = FileExtents { commits: true, ..self.stored(lock, *ino) };
+                    self.submit(&stored, file, u64::MAX, &mut batch)
+                });
+                self.start_job(&mut batch);
+                submitted
+            }
             false => Ok(()),
         };
         let result = resubmitted.and(self.writer.wait_all()).and_then(|wrote| {

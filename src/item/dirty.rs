@@ -92,8 +92,7 @@ impl DirtyBatch {
         let mut chunk = Vec::new();
         for (_, core) in &self.shards {
             let inner = core.inner.read();
-            for key in inner.dirty_keys() {
-                let entry = &inner.items[&key];
+            inner.for_each_dirty(|key, entry| {
                 debug_assert!(!entry.is(TOMBSTONE) || !entry.is(DELTA));
                 chunk.push(DirtyItem {
                     key: key.key(),
@@ -101,7 +100,7 @@ impl DirtyBatch {
                     flags: if entry.is(TOMBSTONE) { ITEM_FLAG_DELETION } else { 0 },
                     value: entry.value.clone(),
                 });
-            }
+            });
             drop(inner);
             if chunk.len() >= CHUNK {
                 store(&chunk)?;

@@ -266,13 +266,20 @@ impl Inner {
         before - self.bytes
     }
 
-    /// Keys of the dirty entries in order, each once.
-    pub(super) fn dirty_keys(&self) -> Vec<Packed> {
+    /// Calls `visit` with the dirty entries in order, each once.
+    pub(super) fn for_each_dirty(&self, mut visit: impl FnMut(&Packed, &Entry)) {
+        if self.dirty.len() > self.items.len() / 4 {
+            self.items.iter().filter(|(_, e)| e.is(DIRTY)).for_each(|(k, e)| visit(k, e));
+            return;
+        }
         let mut keys = self.dirty.clone();
         keys.sort_unstable();
         keys.dedup();
-        keys.retain(|k| self.items.get(k).is_some_and(|e| e.is(DIRTY)));
-        keys
+        for k in &keys {
+            if let Some(e) = self.items.get(k).filter(|e| e.is(DIRTY)) {
+                visit(k, e);
+            }
+        }
     }
 }
 
