@@ -1,0 +1,210 @@
+//! A volume does what a simple model does: the same errors, the same things to see.
+//!
+//! Random calls with syncs, closes and opens, and mounts that are dropped. A failing case prints its seed;
+//! `SCOUTFS_MODEL_SEED=n` in the environment runs only that, `SCOUTFS_MODEL_CASES=n` so many.
+
+#[path = "common/model.rs"]
+mod model;
+
+use std::sync::Arc;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use scoutfs::device::MemDevice;
+use scoutfs::namespace::{RenameFlags, XattrFlags};
+use scoutfs::offline::{CheckOptions, MkfsOptions, check, mkfs};
+use scoutfs::{Errno, Ino, Volume, VolumeOptions};
+
+use model::{Content, History, KEEP_SIZE, Model, Op, PUNCH, ZERO, observe};
+
+const CASES: u64 = 12;
+const CALLS: usize = 600;
+
+fn devices(meta_mib: u64, data_mib: u64) -> (Arc<MemDevice>, Arc<MemDevice>) {
+    let (meta, data) = (MemDevice::new(meta_mib << 20), MemDevice::new(data_mib << 20));
+    let slots = vec!["0,127.0.0.1,12345".parse().unwrap()];
+    let options = MkfsOptions { allow_small: true, quorum_slots: slots, ..MkfsOptions::default() };
+    mkfs(&*meta, &*data, &options).unwrap();
+    (meta, data)
+}
+
+struct Case {
+    rng: StdRng,
+    meta: Arc<MemDevice>,
+    data: Arc<MemDevice>,
+    /// The open volume; `None` only while it is changed for another mount.
+    volume: Option<Volume>,
+    /// Calls that succeeded, numbered like events of a device.
+    history: History,
+    done: usize,
+}
+
+impl Case {
+    fn new(seed: u64) -> Case {
+        let (meta, data) = devices(64, 64);
+        let rng = StdRng::seed_from_u64(seed);
+        let mut case = Case { rng, meta, data, volume: None, history: History::new(Model::new()), done: 0 };
+        case.open();
+        case
+    }
+
+    fn open(&mut self) {
+        let volume = Volume::open(self.meta.clone(), self.data.clone(), VolumeOptions::member(0)).unwrap();
+        self.volume = Some(volume);
+    }
+
+    fn model(&self) -> &Model {
+        self.history.last()
+    }
+
+    fn some<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.rng.random_range(0..of.len())]
+    }
+
+    fn any(&mut self, want: impl Fn(&Content) -> bool) -> Option<Ino> {
+        let all: Vec<Ino> = self.model().inodes.iter().filter(|(_, i)| want(&i.content)).map(|(n, _)| *n).collect();
+        (!all.is_empty()).then(|| self.some(&all))
+    }
+
+    fn dir(&mut self) -> Ino {
+        self.any(|c| matches!(c, Content::Dir(_))).expect("the root")
+    }
+
+    fn file(&mut self) -> Option<Ino> {
+        self.any(|c| matches!(c, Content::File(_)))
+    }
+
+    fn inode(&mut self) -> Ino {
+        self.any(|_| true).expect("the root")
+    }
+
+    /// A name that often exists.
+    fn name(&mut self) -> String {
+        let nr = self.rng.random_range(0..12);
+        if nr == 0 { "n".repeat(self.rng.random_range(200..=255)) } else { format!("name {nr}") }
+    }
+
+    fn range(&mut self) -> (u64, u64) {
+        let spread = self.some(&[1, 4096, 5000, 100_000, 400_000]);
+        (self.rng.random_range(0..spread), self.rng.random_range(1..=spread))
+    }
+
+    fn op(&mut self) -> Op {
+        let (dir, name, seed) = (self.dir(), self.name(), self.rng.random());
+        let (offset, len) = self.range();
+        let kind = self.rng.random_range(0..22);
+        let Some(ino) = self.file() else { return Op::Create(dir, name) };
+        match kind {
+            0 | 1 => Op::Mkdir(dir, name),
+            2..=5 => Op::Create(dir, name),
+            6 => Op::Symlink(dir, name, "t".repeat(self.rng.random_range(1..4000))),
+            7..=9 => Op::Write { ino, offset, len: len as usize, seed },
+            10 => Op::Append { ino, len: len as usize, seed },
+            11 => Op::Truncate(ino, offset),
+            12 => Op::Fallocate { ino, mode: self.some(&[0, KEEP_SIZE, PUNCH, ZERO, ZERO | KEEP_SIZE]), offset, len },
+            13 | 14 => {
+                let flags = self.some(&[XattrFlags::Any, XattrFlags::Any, XattrFlags::Create, XattrFlags::Replace]);
+                let (ino, nr) = (self.inode(), self.rng.random_range(0..4));
+                Op::SetXattr { ino, name: format!("trusted.x{nr}"), len: offset as usize % 4000, seed, flags }
+            }
+            15 => Op::RemoveXattr(self.inode(), format!("trusted.x{}", self.rng.random_range(0..4))),
+            16 => Op::Link(self.inode(), dir, name),
+            17 | 18 => Op::Unlink(dir, name),
+            19 => Op::Rmdir(dir, name),
+            _ => {
+                let to = (self.dir(), self.name());
+                let flags = [RenameFlags::NONE, RenameFlags::NONE, RenameFlags::NOREPLACE, RenameFlags::EXCHANGE];
+                Op::Rename { from: (dir, name), to, flags: self.some(&flags) }
+            }
+        }
+    }
+
+    fn call(&mut self) {
+        let op = self.op();
+        let volume = self.volume.as_ref().unwrap();
+        let expected = match self.model().clone().apply(&op, || Ino(u64::MAX)) {
+            Ok(()) => {
+                self.done += 1;
+                self.history.step(volume, &op, self.done).unwrap_or_else(|e| panic!("{op:?}: {e}"));
+                return;
+            }
+            Err(e) => e,
+        };
+        let found: Option<Errno> = op.run(volume).err().map(|e| e.errno());
+        if !(found.is_some() && self.model().nested(&op)) {
+            assert_eq!(found, Some(expected), "{op:?}");
+        }
+    }
+
+    fn compare(&self) {
+        let seen = observe(self.volume.as_ref().unwrap()).unwrap();
+        assert!(seen == *self.model(), "model and volume differ in\n{}", self.model().difference(&seen));
+    }
+
+    fn sync(&mut self) {
+        self.volume.as_ref().unwrap().sync().unwrap();
+        self.done += 1;
+        self.history.synced(self.done);
+    }
+
+    fn close(&mut self) {
+        self.volume.take().unwrap().close().unwrap();
+        self.history.synced(self.done);
+    }
+
+    fn check(&self) {
+        let report = check(&*self.meta, &*self.data, &CheckOptions::default()).unwrap();
+        let leaked = (report.leaked_meta_blocks, report.leaked_data_blocks);
+        assert!(report.is_clean() && leaked == (0, 0), "{report:?}");
+    }
+
+    fn run(&mut self) {
+        for _ in 0..CALLS {
+            match self.rng.random_range(0..300) {
+                0..10 => self.sync(),
+                10..13 => self.compare(),
+                13 => {
+                    self.close();
+                    self.check();
+                    self.open();
+                    self.compare();
+                }
+                14 => {
+                    // The node dies; its devices live on.
+                    drop(self.volume.take());
+                    self.open();
+                    let seen = observe(self.volume.as_ref().unwrap()).unwrap();
+                    self.history.allows(&seen, usize::MAX).unwrap();
+                    (self.history, self.done) = (History::new(seen), 0);
+                }
+                _ => self.call(),
+            }
+        }
+        self.compare();
+        self.close();
+        self.check();
+    }
+}
+
+#[test]
+fn a_volume_does_what_the_model_does() {
+    let number = |name| std::env::var(name).ok().map(|v| v.parse::<u64>().expect("a number"));
+    let seeds: Vec<u64> = match number("SCOUTFS_MODEL_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("SCOUTFS_MODEL_CASES").unwrap_or(CASES)).collect(),
+    };
+    let failed: Vec<u64> = std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..4.min(seeds.len()))
+            .map(|lane| {
+                let seeds: Vec<u64> = seeds.iter().copied().skip(lane).step_by(4).collect();
+                scope.spawn(move || {
+                    let fails = |seed: &u64| std::panic::catch_unwind(|| Case::new(*seed).run()).is_err();
+                    seeds.into_iter().filter(fails).inspect(|s| println!("seed {s} failed")).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        lanes.into_iter().flat_map(|lane| lane.join().unwrap()).collect()
+    });
+    assert!(failed.is_empty(), "failed: SCOUTFS_MODEL_SEED={failed:?}");
+}
