@@ -6,7 +6,7 @@
 #[cfg(not(loom))]
 pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 #[cfg(not(loom))]
-pub(crate) use std::sync::{Arc, OnceLock, Weak, atomic, mpsc};
+pub(crate) use std::sync::{Arc, OnceLock, Weak, atomic};
 #[cfg(not(loom))]
 pub(crate) use std::thread;
 
@@ -20,7 +20,7 @@ mod model {
     pub(crate) use loom::thread;
     use std::ops::{Deref, DerefMut};
     // Reference counts are not what the models check, and loom's have no weak ones.
-    pub(crate) use std::sync::{Arc, OnceLock, Weak, mpsc};
+    pub(crate) use std::sync::{Arc, OnceLock, Weak};
 
     #[derive(Debug)]
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);

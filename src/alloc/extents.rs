@@ -390,6 +390,7 @@ pub(crate) fn walk(
 }
 
 /// The complete check of a tree: every extent in both indices, no overlap, `total_len` right.
+#[cfg(test)]
 pub(crate) fn check(
     reader: &Reader<'_>,
     root: &AllocRoot,

@@ -296,6 +296,7 @@ pub(crate) enum ListVisit {
     /// A block of the chain itself.
     Block(BlockRef),
     /// An entry.
+    #[cfg_attr(not(test), expect(dead_code, reason = "only tests look at the entries"))]
     Entry(MetaBlock),
 }
 
@@ -334,6 +335,7 @@ pub(crate) fn walk(
 }
 
 /// Checks a head that came from a peer (`spec/02 §8.1`): null reference ⇒ zero counts, first ≤ total, first ≤ capacity.
+#[cfg(test)]
 pub(crate) fn check_head(what: &str, head: &AllocListHead) -> Result<()> {
     let (first, total) = (u64::from(head.first_nr.get()), head.total_nr.get());
     let null = head.block_ref.blkno.get() == 0;

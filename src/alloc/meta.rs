@@ -49,6 +49,7 @@ struct Open {
 }
 
 /// How much room there was at some moment, for budgets.
+#[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RoomSnapshot {
     avail: u64,
@@ -87,20 +88,17 @@ impl MetaAlloc {
     }
 
     /// The room as it is now.
+    #[cfg(test)]
     pub(crate) fn snapshot(&self) -> RoomSnapshot {
         RoomSnapshot { avail: self.avail_remaining(), freed: self.freed_remaining() }
     }
 
     /// Would using `n` more blocks exceed `budget` blocks since the snapshot?
+    #[cfg(test)]
     pub(crate) fn low_since(&self, since: &RoomSnapshot, budget: u64, n: u64) -> bool {
         let avail = since.avail.saturating_sub(self.avail_remaining());
         let freed = since.freed.saturating_sub(self.freed_remaining());
         avail.max(freed) + n > budget
-    }
-
-    /// Has anything been allocated or freed?
-    pub(crate) fn is_open(&self) -> bool {
-        self.open.is_some()
     }
 
     fn opened(&mut self) -> Result<&mut Open> {

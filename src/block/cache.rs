@@ -114,6 +114,7 @@ impl Shard {
 }
 
 /// Sums over all shards.
+#[cfg(test)]
 #[derive(Default)]
 pub(super) struct CacheStats {
     pub(super) hits: u64,
@@ -185,6 +186,7 @@ impl Cache {
         drop(dropped);
     }
 
+    #[cfg(test)]
     pub(super) fn stats(&self) -> CacheStats {
         let mut sum = CacheStats::default();
         for shard in &self.shards {

@@ -11,7 +11,6 @@ use crate::device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::format::layout::{BlockHeader, BlockRef};
 use crate::format::{block_crc_matches, seal_block};
-use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, OnceLock};
 
 const SMALL_BYTES: u64 = 4096;
@@ -112,6 +111,7 @@ pub(crate) trait BlockView: Sized + Send + Sync + 'static {
 }
 
 /// Counters of a store.
+#[cfg(test)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct BlockStats {
     /// Reads answered from the cache.
@@ -124,8 +124,6 @@ pub(crate) struct BlockStats {
     pub(crate) cached_blocks: u64,
     /// Bytes of the cache, views included.
     pub(crate) cached_bytes: u64,
-    /// Blocks written.
-    pub(crate) written: u64,
 }
 
 /// The verified metadata blocks of one volume.
@@ -134,19 +132,12 @@ pub(crate) struct BlockStore {
     fsid: u64,
     cache: Cache,
     pool: Arc<Pool>,
-    written: AtomicU64,
 }
 
 impl BlockStore {
     /// A store over the metadata device with a cache of at most `cache_bytes`.
     pub(crate) fn new(dev: Arc<dyn BlockDevice>, fsid: u64, cache_bytes: usize) -> Arc<BlockStore> {
-        Arc::new(BlockStore {
-            dev,
-            fsid,
-            cache: Cache::new(cache_bytes),
-            pool: Pool::new(),
-            written: AtomicU64::new(0),
-        })
+        Arc::new(BlockStore { dev, fsid, cache: Cache::new(cache_bytes), pool: Pool::new() })
     }
 
     /// The volume that blocks must belong to.
@@ -204,6 +195,7 @@ impl BlockStore {
 
     /// Writes a 4 KiB block as it is (the caller has set its crc). Not durable before a flush. The first 32 KiB of a device
     /// belong to boot loaders and partition tables and are refused.
+    #[cfg(test)]
     pub(crate) fn write_small(&self, blkno: u64, block: &[u8; 4096]) -> Result<()> {
         if blkno < 8 {
             return Err(Error::invalid(format!("small block {blkno} is not ours to write")));
@@ -229,6 +221,7 @@ impl BlockStore {
     }
 
     /// Counters.
+    #[cfg(test)]
     pub(crate) fn stats(&self) -> BlockStats {
         let cache = self.cache.stats();
         BlockStats {
@@ -237,7 +230,6 @@ impl BlockStore {
             evictions: cache.evictions,
             cached_blocks: cache.blocks,
             cached_bytes: cache.blocks * BLOCK_BYTES as u64 + self.pool.charged() as u64,
-            written: self.written.load(Ordering::Relaxed),
         }
     }
 
@@ -277,7 +269,6 @@ impl DirtySet {
         }
         // Only now: content may still change before a failed write-out is repeated, under the same version.
         self.forget();
-        store.written.fetch_add(refs.len() as u64, Ordering::Relaxed);
         for (r, block) in refs.iter().zip(done) {
             store.cache.put((r.blkno.get(), r.seq.get()), block, store.pool.charged());
         }

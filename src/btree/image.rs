@@ -27,6 +27,7 @@ const AVL_BASE: usize = 32;
 const AVL_FIRST: usize = ITEMS_AT - AVL_BASE;
 
 /// Version that volume creation gives to its blocks.
+#[cfg(test)]
 const CREATION_SEQ: u64 = 1;
 
 /// Value bytes are tracked in units of this.
@@ -366,6 +367,7 @@ fn fill_table(items: &[BtreeItem], table: &mut [u16; BUCKETS]) {
 /// What else the original relies on and we do not, as findings for a checker: the leaf hash table, and the heights and balance of the
 /// AVL tree (not in blocks of volume creation, which are known to be wrong there and harmless, `spec/02 §3.14`). The block must
 /// have passed [`View::decode`].
+#[cfg(test)]
 pub(super) fn verify(block: &[u8; BLOCK_BYTES]) -> Vec<String> {
     let head = head_of(block);
     let items = items_of(block, head.nr_items.get() as usize);
@@ -379,6 +381,7 @@ pub(super) fn verify(block: &[u8; BLOCK_BYTES]) -> Vec<String> {
     findings
 }
 
+#[cfg(test)]
 fn verify_table(block: &[u8; BLOCK_BYTES], items: &[BtreeItem], findings: &mut Vec<String>) {
     let entry = |bucket: usize| {
         let at = HASH_AT + 2 * bucket;
@@ -399,6 +402,7 @@ fn verify_table(block: &[u8; BLOCK_BYTES], items: &[BtreeItem], findings: &mut V
 }
 
 /// Heights are recomputed children first: the in-order walk of [`walk_avl`] has proven the shape.
+#[cfg(test)]
 fn verify_heights(items: &[BtreeItem], root: u16, findings: &mut Vec<String>) {
     // Post-order with an explicit stack, for the tree may be a chain.
     let mut heights = vec![0u8; items.len()];

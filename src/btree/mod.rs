@@ -22,6 +22,7 @@ mod merge;
 mod node;
 mod read;
 mod spine;
+#[cfg(test)]
 mod walk;
 mod write;
 
@@ -36,12 +37,17 @@ pub(crate) use node::Node;
 pub(crate) use bulk::{LogItem, insert_list};
 pub(crate) use free::free_blocks;
 pub(crate) use merge::{MergeArgs, MergeEnd, merge};
-pub(crate) use read::{Item, Reader, ValueBytes, VisitItem, lookup, next, prev, read_leaf};
+#[cfg(test)]
+pub(crate) use read::prev;
+pub(crate) use read::{Reader, lookup, next, read_leaf};
 #[cfg(test)]
 pub(crate) use spine::parents_only;
 pub(crate) use spine::{get_parent, parent_range, set_parent};
+#[cfg(test)]
 pub(crate) use walk::{TreeBlock, Visitor, visit};
-pub(crate) use write::{delete, dirty, force, insert, rebalance, update};
+#[cfg(test)]
+pub(crate) use write::update;
+pub(crate) use write::{delete, dirty, force, insert, rebalance};
 
 /// Greatest length of a value.
 pub(crate) const MAX_VALUE_BYTES: usize = 896;

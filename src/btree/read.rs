@@ -190,8 +190,10 @@ impl std::fmt::Debug for ValueBytes {
 #[derive(Clone, Debug)]
 pub(crate) struct Item {
     /// Version (`spec/02 §3.11`).
+    #[cfg_attr(not(test), expect(dead_code, reason = "only tests look at single items of log trees"))]
     pub(crate) seq: u64,
     /// [`ITEM_DELETION`](super::ITEM_DELETION) or 0.
+    #[cfg_attr(not(test), expect(dead_code, reason = "only tests look at single items of log trees"))]
     pub(crate) flags: u8,
     /// Value.
     pub(crate) value: ValueBytes,
@@ -213,6 +215,7 @@ pub(super) struct Walk<'a> {
     /// Exactly the keys that the block can hold.
     pub(super) range: KeyRange,
     /// Greatest key of what lies before it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "only tests walk backwards"))]
     pub(super) before: Option<Key>,
     /// Least key of what lies behind it.
     pub(super) after: Option<Key>,
@@ -276,6 +279,7 @@ pub(crate) fn next(reader: &Reader, root: &BtreeRoot, key: &Key) -> Result<Optio
 }
 
 /// The last item at or before `key`.
+#[cfg(test)]
 pub(crate) fn prev(reader: &Reader, root: &BtreeRoot, key: &Key) -> Result<Option<(Key, Item)>> {
     let mut key = *key;
     loop {

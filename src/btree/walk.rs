@@ -1,4 +1,4 @@
-//! Visiting a whole tree, for the offline tools.
+//! Visiting a whole tree, for tests of what the engine writes.
 //!
 //! Unlike the other readers it goes on after damage: it reports the block and visits the rest.
 

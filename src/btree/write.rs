@@ -328,6 +328,7 @@ pub(crate) fn insert(cow: &mut Cow, root: &mut BtreeRoot, key: &Key, value: &[u8
 }
 
 /// Replaces a value, keeping seq and flags. ENOENT if the key is not there.
+#[cfg(test)]
 pub(crate) fn update(cow: &mut Cow, root: &mut BtreeRoot, key: &Key, value: &[u8]) -> Result<()> {
     store(cow, root, key, value, Want::Old)
 }

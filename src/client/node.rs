@@ -20,7 +20,7 @@ use crate::error::{Errno, Error, Result, fail};
 use crate::format::Ino;
 use crate::format::layout::{NetInodeAlloc, NetRoots, NetStatfs, OpenInoMap, OpenInoMapArgs};
 use crate::item::{CoveringLock, ItemLock, ItemShard, Items, ItemsConfig};
-use crate::lock::{Lock, LockClient, LockClientConfig, LockName, LockStatus, Mode, Revoke};
+use crate::lock::{Lock, LockClient, LockClientConfig, LockName, Mode, Revoke};
 use crate::net::Command;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, RwLock};
@@ -160,19 +160,6 @@ impl Node {
         self.locks.acquire(name, mode)
     }
 
-    /// As [`Node::lock`] through a kept lock object.
-    pub(crate) fn lock_held(&self, lock: &Arc<CoveringLock>, mode: Mode) -> Result<ItemLock> {
-        self.locks.acquire_held(lock, mode)
-    }
-
-    /// The locks of the groups of `inos`, in rising order, each group once.
-    pub(crate) fn lock_inodes(&self, inos: &[Ino], mode: Mode) -> Result<SmallVec<[ItemLock; 4]>> {
-        let mut groups: SmallVec<[u64; 4]> = inos.iter().map(|i| i.0 >> 10).collect();
-        groups.sort_unstable();
-        groups.dedup();
-        groups.into_iter().map(|g| self.lock(LockName::inode(Ino(g << 10)), mode)).collect()
-    }
-
     /// Takes the index locks that `names` asks for in the transaction with the given sequence, in order, and enters that
     /// transaction (`spec/06 §3.4`). `names` is asked again when the sequence moved meanwhile.
     pub(crate) fn indexed(
@@ -221,11 +208,6 @@ impl Node {
         self.omap.test(ino)
     }
 
-    /// Forgets groups of the open map without bits.
-    pub(crate) fn omap_trim(&self) {
-        self.omap.trim();
-    }
-
     /// The union of all *other* mounts' open bits of a group of 1024 inodes.
     pub(crate) fn open_map(&self, group: u64) -> Result<[u8; 128]> {
         let args = OpenInoMapArgs { group_nr: group.into(), req_id: 0.into() };
@@ -243,11 +225,6 @@ impl Node {
         call(&*self.link, Command::Statfs, &[])
     }
 
-    /// No change with a sequence up to this can still appear.
-    pub(crate) fn last_seq(&self) -> Result<u64> {
-        Ok(call::<U64>(&*self.link, Command::GetLastSeq, &[])?.get())
-    }
-
     /// The roots of the last server commit.
     pub(crate) fn roots(&self) -> Result<NetRoots> {
         call(&*self.link, Command::GetRoots, &[])
@@ -256,11 +233,6 @@ impl Node {
     /// Any other request.
     pub(crate) fn link(&self) -> &dyn ServerLink {
         &*self.link
-    }
-
-    /// Counters of the lock client.
-    pub(crate) fn lock_status(&self) -> LockStatus {
-        self.locks.status()
     }
 
     /// Has the mount been forced down?

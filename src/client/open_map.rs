@@ -70,14 +70,6 @@ impl OpenMap {
         }
         out
     }
-
-    /// Forgets groups without a set bit, so that the map does not grow with the number of inodes ever used. A bit set at the
-    /// same moment is not lost: a group that somebody else still holds is kept.
-    pub(crate) fn trim(&self) {
-        for shard in &self.shards {
-            shard.write().retain(|_, g| Arc::strong_count(g) > 1 || g.0.iter().any(|w| w.load(Ordering::Acquire) != 0));
-        }
-    }
 }
 
 fn place(ino: Ino) -> (u64, usize, u64) {
@@ -102,19 +94,5 @@ mod tests {
         map.clear(Ino(1024 + 77));
         assert!(!map.test(Ino(1024 + 77)));
         assert_eq!(map.bits(7), [0; 128]);
-    }
-
-    #[test]
-    fn empty_groups_are_forgotten() {
-        let map = OpenMap::new();
-        for i in 0..100 {
-            map.set(Ino(i * 1024));
-        }
-        for i in 1..100 {
-            map.clear(Ino(i * 1024));
-        }
-        map.trim();
-        assert_eq!(map.shards.iter().map(|s| s.read().len()).sum::<usize>(), 1);
-        assert!(map.test(Ino(0)));
     }
 }

@@ -35,6 +35,7 @@ impl Default for LockClientConfig {
 }
 
 /// Counters of a [`LockClient`].
+#[cfg(test)]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub(crate) struct LockStatus {
     /// Lock objects of any state.
@@ -103,6 +104,7 @@ impl<P: Protected> LockClient<P> {
     }
 
     /// As [`LockClient::acquire`], but never waits and never sends: EAGAIN.
+    #[cfg(test)]
     pub(crate) fn try_acquire(&self, name: LockName, mode: Mode) -> Result<LockGuard<P>> {
         self.shell.try_acquire(name, mode)
     }
@@ -115,6 +117,7 @@ impl<P: Protected> LockClient<P> {
     }
 
     /// The lock object, if this node has one; for hints such as comparing generations.
+    #[cfg(test)]
     pub(crate) fn peek(&self, name: LockName) -> Option<Arc<Lock<P>>> {
         self.shell.table.get(name)
     }
@@ -164,16 +167,19 @@ impl<P: Protected> LockClient<P> {
     }
 
     /// Gives up all idle locks (testing, low memory); returns how many were asked for.
+    #[cfg(test)]
     pub(crate) fn purge(&self) -> usize {
         self.shell.purge()
     }
 
     /// Counters.
+    #[cfg(test)]
     pub(crate) fn status(&self) -> LockStatus {
         self.shell.status()
     }
 
     /// One line for each lock, for diagnostics.
+    #[cfg(test)]
     pub(crate) fn dump(&self) -> Vec<String> {
         let mut lines = Vec::new();
         self.shell.table.for_each(|lock| {

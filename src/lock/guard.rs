@@ -64,6 +64,7 @@ impl<P: Protected> Lock<P> {
     }
 
     /// The refresh generation if the lock is readable now: what a cached name is compared with without holding the lock.
+    #[cfg(test)]
     pub(crate) fn readable_gen(&self) -> Option<u64> {
         self.mode().reads().then(|| self.refresh_gen()).filter(|g| *g != 0)
     }
@@ -122,7 +123,8 @@ impl<P: Protected> LockGuard<P> {
     }
 
     /// The mode that was acquired; the lock's own mode may be stronger.
-    pub(crate) fn mode(&self) -> Mode {
+    #[cfg(test)]
+    pub(crate) fn acquired_mode(&self) -> Mode {
         self.mode
     }
 

@@ -275,6 +275,7 @@ impl<W> Machine<W> {
     }
 
     /// For diagnostics: outstanding request, queued messages, invalidation in progress, waiters.
+    #[cfg(test)]
     pub(super) fn load(&self) -> (Option<Mode>, usize, bool, usize) {
         (self.request, self.queue.len(), self.working.is_some(), self.waiters.len())
     }

@@ -31,7 +31,9 @@ pub(crate) mod wire;
 mod word;
 mod work;
 
-pub(crate) use client::{LockClient, LockClientConfig, LockStatus};
+#[cfg(test)]
+pub(crate) use client::LockStatus;
+pub(crate) use client::{LockClient, LockClientConfig};
 pub(crate) use guard::{Lock, LockGuard};
 pub(crate) use mode::Mode;
 pub(crate) use name::{LOCK_GROUP, LockName};

@@ -352,6 +352,7 @@ impl LockServer {
     }
 
     /// One line for each lock, in key order, for diagnostics.
+    #[cfg(test)]
     pub(crate) fn dump(&self) -> Vec<String> {
         let mut names: Vec<&LockName> = self.locks.keys().collect();
         names.sort_unstable();
@@ -379,6 +380,7 @@ impl LockServer {
     }
 
     /// Locks in memory.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.locks.len()
     }

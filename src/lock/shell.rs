@@ -12,7 +12,7 @@ use super::recover::Snapshot;
 use super::table::Table;
 use super::wire::{check, net_lock};
 use super::work::WorkList;
-use super::{LockClientConfig, LockName, LockSender, LockStatus, Mode, Protected, Revoke, held};
+use super::{LockClientConfig, LockName, LockSender, Mode, Protected, Revoke, held};
 use crate::error::{Errno, Error, Result, fail};
 use crate::format::layout::NetLock;
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -157,6 +157,7 @@ impl<P: Protected> Shell<P> {
         }
     }
 
+    #[cfg(test)]
     pub(super) fn try_acquire(&self, name: LockName, mode: Mode) -> Result<LockGuard<P>> {
         if mode == Mode::Null {
             return fail(Errno::EINVAL);
@@ -310,8 +311,9 @@ impl<P: Protected> Shell<P> {
         self.table.for_each(|lock| self.input(lock, |m, out| m.close(&lock.hot, error, out)));
     }
 
-    pub(super) fn status(&self) -> LockStatus {
-        LockStatus {
+    #[cfg(test)]
+    pub(super) fn status(&self) -> super::LockStatus {
+        super::LockStatus {
             locks: self.table.len(),
             shrinking: self.shrinking.load(Ordering::Relaxed),
             working: self.work.len() + self.commits.len(),

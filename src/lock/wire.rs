@@ -1,11 +1,16 @@
 //! Payloads of LOCK and LOCK_RECOVER messages: bytes to checked structures and back (`spec/04 §6, §15`).
 
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
+#[cfg(test)]
+use zerocopy::IntoBytes;
 
 use super::{LockName, Mode};
 use crate::error::{Errno, Error, Result, fail};
+#[cfg(test)]
 use crate::format::Key;
-use crate::format::layout::{NetLock, NetLockRecoverHead, StoredKey};
+#[cfg(test)]
+use crate::format::layout::StoredKey;
+use crate::format::layout::{NetLock, NetLockRecoverHead};
 
 /// Most entries of one LOCK_RECOVER response.
 pub(crate) const RECOVER_MAX: usize = 22;
@@ -45,6 +50,7 @@ pub(crate) fn parse_lock(payload: &[u8]) -> Result<NetLock> {
 }
 
 /// The payload of a LOCK_RECOVER request, exactly one key.
+#[cfg(test)]
 pub(crate) fn parse_recover_key(payload: &[u8]) -> Result<Key> {
     match StoredKey::read_from_bytes(payload) {
         Ok(k) => Ok(k.to_key()),
@@ -63,6 +69,7 @@ pub(crate) fn parse_recover(payload: &[u8]) -> Result<Vec<NetLock>> {
 }
 
 /// The payload of a LOCK_RECOVER response with at most [`RECOVER_MAX`] entries.
+#[cfg(test)]
 pub(crate) fn encode_recover(locks: &[NetLock]) -> Vec<u8> {
     assert!(locks.len() <= RECOVER_MAX, "a recovery response holds at most {RECOVER_MAX} locks");
     let head = NetLockRecoverHead { nr: (locks.len() as u16).into(), pad: [0; 6] };

@@ -54,7 +54,7 @@ impl<T> WorkList<T> {
     }
 
     /// Takes what is there without waiting.
-    #[cfg(any(test, loom))]
+    #[cfg(all(test, loom))]
     pub(super) fn try_take(&self) -> Vec<T> {
         self.inner.lock().queue.drain(..).collect()
     }
@@ -65,6 +65,7 @@ impl<T> WorkList<T> {
         self.ready.notify_all();
     }
 
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.inner.lock().queue.len()
     }

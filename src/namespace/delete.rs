@@ -30,9 +30,12 @@ const XATTR_BATCH: usize = 256;
 const SHARDS: usize = 16;
 const GROUPS_PER_SHARD: usize = 256;
 
+/// By group: the refresh generation of the grant under which it was asked for, and the bits.
+type MapsByGroup = HashMap<u64, (u64, [u8; 128])>;
+
 /// Open maps of other mounts, each good under one WRITE grant of its group.
 pub(crate) struct OthersOpen {
-    shards: Vec<Mutex<HashMap<u64, (u64, [u8; 128])>>>,
+    shards: Vec<Mutex<MapsByGroup>>,
 }
 
 impl OthersOpen {

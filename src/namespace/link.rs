@@ -39,7 +39,7 @@ pub(crate) enum Unlinked {
     /// Its new fields.
     Kept(Fields),
     /// It is deleted.
-    Deleted(Option<Removal>),
+    Deleted(Option<Box<Removal>>),
 }
 
 /// How a try to remove a name ended.
@@ -86,7 +86,7 @@ impl Namespace {
                     return Ok(Unlinked::TooMuch);
                 }
                 planned.add_to(cs, lock);
-                removal = Some(planned);
+                removal = Some(Box::new(planned));
             }
             self.delete_all(cs, tx, lock, &plan.tags, (ino, &f), remains);
             return Ok(Unlinked::Deleted(removal));

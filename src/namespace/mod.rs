@@ -86,11 +86,6 @@ impl Namespace {
         })
     }
 
-    /// The mount.
-    pub(crate) fn node(&self) -> &Arc<Node> {
-        &self.node
-    }
-
     /// Space and inode counts (`spec/06 §5.11`).
     pub(crate) fn statfs(&self) -> Result<StatFs> {
         let s = self.node.statfs()?;

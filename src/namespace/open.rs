@@ -25,16 +25,6 @@ impl OpenInode {
     pub(super) fn counted(ns: &Arc<Namespace>, inode: Arc<Inode>) -> OpenInode {
         OpenInode { ns: ns.clone(), inode }
     }
-
-    /// Number of the open inode.
-    pub(crate) fn ino(&self) -> Ino {
-        self.inode.ino()
-    }
-
-    /// The open inode.
-    pub(crate) fn inode(&self) -> &Arc<Inode> {
-        &self.inode
-    }
 }
 
 impl Clone for OpenInode {

@@ -17,7 +17,8 @@ use crate::format::{Key, KeyRange, MetaBlock, consts, keys};
 use crate::item::bloom::BloomContent;
 use crate::item::{CoveringLock, ItemLock, ItemShard, Items, ItemsConfig, RootsSource};
 use crate::lock::{LockClient, LockClientConfig, LockName, LockOut, LockSender, LockServer, Mode, Revoke};
-use crate::sync::{Arc, Mutex, OnceLock, Weak, mpsc, thread};
+use crate::sync::{Arc, Mutex, OnceLock, Weak, thread};
+use std::sync::mpsc;
 
 /// Blocks given to a transaction.
 const AVAIL: u64 = 4000;

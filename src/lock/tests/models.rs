@@ -292,6 +292,6 @@ fn work_list_against_close() {
 impl LockGuard<State> {
     /// S-3 as seen by a user.
     fn lock_mode_serves(&self) -> bool {
-        self.hot.word.load().mode().serves(self.mode())
+        self.hot.word.load().mode().serves(self.acquired_mode())
     }
 }

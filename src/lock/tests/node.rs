@@ -170,12 +170,6 @@ impl Node {
         sent
     }
 
-    pub(super) fn close(&mut self, error: &Error) {
-        for name in self.locks.keys().copied().collect::<Vec<_>>() {
-            self.input(name, |l, _, out| l.machine.close(&l.hot, error, out));
-        }
-    }
-
     pub(super) fn recover(&self, from: &crate::format::Key, max: usize) -> Vec<NetLock> {
         let held = |(name, l): (&LockName, &NodeLock)| {
             let held = l.machine.held();

@@ -132,7 +132,7 @@ fn a_granted_lock_is_used_again_without_a_message() {
     let (client, world) = start();
     for _ in 0..10 {
         let guard = client.acquire(group(1), Mode::Write).unwrap();
-        assert_eq!((guard.mode(), guard.name(), guard.range()), (Mode::Write, group(1), group(1).range()));
+        assert_eq!((guard.acquired_mode(), guard.name(), guard.range()), (Mode::Write, group(1), group(1).range()));
         assert!(client.try_acquire(group(1), Mode::Read).is_ok());
     }
     assert_eq!(world.requests.lock().unwrap().len(), 1);
@@ -207,16 +207,14 @@ fn defect_37_heavy_local_use_does_not_starve_an_invalidation() {
     std::thread::scope(|s| {
         for _ in 0..2 {
             s.spawn(|| {
-                let mut last = None;
                 while !stop.load(SeqCst) {
                     // Overlapping uses: there is nearly always a user.
-                    last = Some(client.acquire(group(1), Mode::Read).unwrap());
+                    let outer = client.acquire(group(1), Mode::Read).unwrap();
                     let nested = client.acquire(group(1), Mode::Read).unwrap();
                     drop(nested);
-                    last = None;
+                    drop(outer);
                     std::thread::yield_now();
                 }
-                drop(last);
             });
         }
         for i in 1..=20 {
@@ -426,6 +424,6 @@ fn recovery_reports_all_held_locks_in_trips() {
 
 impl LockGuard<Items> {
     fn lock_serves(&self) -> bool {
-        (**self).mode().serves(self.mode())
+        (**self).mode().serves(self.acquired_mode())
     }
 }

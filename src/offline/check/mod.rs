@@ -216,13 +216,10 @@ impl<'a> Checker<'a> {
                 self.find(Finding::new(severity, FindingClass::Super, e.to_string()));
             }
         }
-        match super::in_use(meta) {
-            Ok(Some(why)) => {
-                let text = format!("the volume is in use, or was not left cleanly: {why}");
-                self.find(Finding::new(Severity::Note, FindingClass::Super, text));
-            }
-            // A quorum block that cannot be read was reported above.
-            Ok(None) | Err(_) => {}
+        // A quorum block that cannot be read was reported above.
+        if let Ok(Some(why)) = super::in_use(meta) {
+            let text = format!("the volume is in use, or was not left cleanly: {why}");
+            self.find(Finding::new(Severity::Note, FindingClass::Super, text));
         }
     }
 
@@ -232,10 +229,10 @@ impl<'a> Checker<'a> {
         let lost: Vec<u64> = self.meta.unclaimed().collect();
         let (mut known, mut unknown) = (Vec::new(), Vec::new());
         for blkno in lost {
-            let is_known = match self.image.identify(blkno) {
-                Some((MAGIC_BTREE, 1)) | Some((MAGIC_SRCH_BLOCK | MAGIC_SRCH_PARENT, _)) => true,
-                _ => false,
-            };
+            let is_known = matches!(
+                self.image.identify(blkno),
+                Some((MAGIC_BTREE, 1) | (MAGIC_SRCH_BLOCK | MAGIC_SRCH_PARENT, _))
+            );
             if is_known { known.push(blkno) } else { unknown.push(blkno) }
         }
         for (severity, class, list, what) in [

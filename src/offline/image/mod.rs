@@ -32,13 +32,16 @@ use crate::format::{Key, KeyRange, MetaBlock};
 
 use zerocopy::FromBytes;
 
+/// Decoded nodes by block number, with the version that was decoded.
+type NodesByBlock = HashMap<u64, (u64, Rc<Node>)>;
+
 /// The metadata device of one volume.
 pub(crate) struct Image<'a> {
     dev: &'a dyn BlockDevice,
     fsid: u64,
     blocks: u64,
     /// Decoded nodes, for many small lookups; `None` for one pass over everything.
-    nodes: Option<RefCell<HashMap<u64, (u64, Rc<Node>)>>>,
+    nodes: Option<RefCell<NodesByBlock>>,
 }
 
 /// Nodes that are kept for lookups, about 20 MiB.

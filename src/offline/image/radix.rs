@@ -16,6 +16,9 @@ pub(crate) enum RadixStep {
     Skip,
 }
 
+/// Gets each data block: its index in the file, its number, its bytes.
+type VisitLeaf<'a> = dyn FnMut(&mut dyn Visitor, u64, MetaBlock, &[u8]) + 'a;
+
 /// Visits the blocks of `file` in order of their data. `step` decides for each (level, index of its first data block)
 /// whether it is read; `leaf` gets each data block and its index.
 pub(crate) fn walk_radix(
@@ -23,7 +26,7 @@ pub(crate) fn walk_radix(
     file: &SrchFile,
     v: &mut dyn Visitor,
     step: &mut dyn FnMut(u8, u64) -> RadixStep,
-    leaf: &mut dyn FnMut(&mut dyn Visitor, u64, MetaBlock, &[u8]),
+    leaf: &mut VisitLeaf<'_>,
 ) {
     if file.height > 0 {
         Walk { image, blocks: file.blocks.get(), step, leaf }.block(&file.block_ref, file.height - 1, 0, v);
@@ -34,7 +37,7 @@ struct Walk<'w, 'i> {
     image: &'w Image<'i>,
     blocks: u64,
     step: &'w mut dyn FnMut(u8, u64) -> RadixStep,
-    leaf: &'w mut dyn FnMut(&mut dyn Visitor, u64, MetaBlock, &[u8]),
+    leaf: &'w mut VisitLeaf<'w>,
 }
 
 impl Walk<'_, '_> {

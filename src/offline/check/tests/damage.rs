@@ -252,7 +252,8 @@ fn damaged_blocks_are_found() {
         block[3000] ^= 1;
         p.meta.write_at(leaf(p) << BLOCK_SHIFT, &block).unwrap();
     });
-    let changes: [(&str, fn(&mut [u8])); 12] = [
+    type Change = fn(&mut [u8]);
+    let changes: [(&str, Change); 12] = [
         ("volume id", |b| b[8] ^= 1),
         ("version", |b| b[16] ^= 1),
         ("own number", |b| b[24] ^= 1),
@@ -374,7 +375,8 @@ fn wrong_extents_are_found() {
 
 #[test]
 fn wrong_inodes_are_found() {
-    let cases: [(FindingClass, fn(&mut InodeItem)); 7] = [
+    type Change = fn(&mut InodeItem);
+    let cases: [(FindingClass, Change); 7] = [
         (FindingClass::Directory, |i| i.nlink.set(i.nlink.get() + 1)),
         (FindingClass::Orphan, |i| i.nlink.set(0)),
         (FindingClass::Index, |i| i.meta_seq.set(i.meta_seq.get() + 1)),
