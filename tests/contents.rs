@@ -209,8 +209,12 @@ fn defect_3_failed_data_writes_stay_dirty() {
     let volume = open(&meta, &faulty);
     let ino = file(&volume, "f");
     let want = pattern(5, 3_000_000);
+    let write_small = |data: &[u8]| {
+        // Small writes wait in memory.
+        data.chunks(100_000).enumerate().for_each(|(i, piece)| write(&volume, ino, i as u64 * 100_000, piece));
+    };
     for round in 0..3 {
-        write(&volume, ino, 0, &want[round..]);
+        write_small(&want[round..]);
         fault.fail_nth(FaultOps::WRITES, round as u64, if round == 1 { Fault::Torn } else { Fault::Once });
         // The first try may fail; the transaction is committed when the data is written, not before.
         let first = volume.sync();
@@ -220,7 +224,7 @@ fn defect_3_failed_data_writes_stay_dirty() {
         }
     }
     fault.fail_nth(FaultOps::WRITES, 0, Fault::Forever);
-    write(&volume, ino, 0, &want);
+    write_small(&want);
     assert!(volume.sync().is_err());
     fault.heal();
     volume.sync().unwrap();
@@ -228,6 +232,43 @@ fn defect_3_failed_data_writes_stay_dirty() {
     let volume = open(&meta, &data);
     let read = read_all(&volume, ino);
     assert!(read == want, "contents differ");
+    close_and_check(volume, &meta, &data);
+}
+
+#[test]
+fn large_writes_that_fail_on_the_device_are_kept_and_tried_again() {
+    let (meta, data) = devices(64, 64);
+    let fault = FaultDevice::new(data.clone());
+    let faulty: Device = fault.clone();
+    let volume = open(&meta, &faulty);
+    let ino = file(&volume, "f");
+    let want = pattern(6, 5_000_000);
+    for (i, piece) in want.chunks(1_000_000).enumerate() {
+        fault.fail_nth(FaultOps::WRITES, 0, if i % 2 == 0 { Fault::Once } else { Fault::Torn });
+        write(&volume, ino, i as u64 * 1_000_000, piece);
+        fault.heal();
+    }
+    assert!(read_all(&volume, ino) == want);
+    volume.sync().unwrap();
+    close_and_check(volume, &meta, &faulty);
+    let volume = open(&meta, &data);
+    assert!(read_all(&volume, ino) == want);
+    close_and_check(volume, &meta, &data);
+}
+
+#[test]
+fn files_written_side_by_side_have_large_extents() {
+    let (meta, data) = devices(64, 256);
+    let volume = open(&meta, &data);
+    let inos: Vec<Ino> = (0..3).map(|i| file(&volume, &format!("f{i}"))).collect();
+    let piece = pattern(1, 256 << 10);
+    for i in 0..64 {
+        inos.iter().for_each(|ino| write(&volume, *ino, i * piece.len() as u64, &piece));
+    }
+    for ino in &inos {
+        let n = extents(&volume, *ino).len();
+        assert!(n <= 8, "{n} extents for 16 MiB");
+    }
     close_and_check(volume, &meta, &data);
 }
 

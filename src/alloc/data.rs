@@ -224,7 +224,7 @@ impl DataAlloc {
         Ok(Some(Extent::free(e.start, e.len.min(count))))
     }
 
-    /// Gives back blocks that this transaction allocated and that nothing was ever written to.
+    /// Gives back blocks that this transaction allocated, that nothing refers to and no I/O is going to.
     pub(crate) fn give_back(&mut self, start: DataBlock, len: u64) {
         let e = Extent::free(start.0, len);
         self.rest.insert(place(&e), e);

@@ -19,7 +19,7 @@ use crate::device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::sync::{Arc, Condvar, Mutex, thread};
 
-/// Bytes that one job writes at most.
+/// Bytes from which on a job is not made larger.
 pub(super) const JOB_BYTES: usize = 2 << 20;
 /// Writer threads.
 const THREADS: usize = 2;
@@ -89,6 +89,11 @@ impl Writer {
         queue.jobs.push_back(job);
         drop(queue);
         self.shared.work.notify_one();
+    }
+
+    /// Data was written to the device by somebody else: the commit has to flush it.
+    pub(super) fn note_written(&self) {
+        self.shared.queue.lock().wrote = true;
     }
 
     /// Is anything queued or running?

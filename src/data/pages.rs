@@ -347,6 +347,18 @@ impl FilePages {
         again != 0
     }
 
+    /// Is any page of `first..=last` dirty or being written?
+    pub(super) fn is_busy(&self, first: u64, last: u64) -> bool {
+        if !self.is_dirty() {
+            return false;
+        }
+        let chunks = self.chunks.read();
+        chunks.range(first / CHUNK_PAGES..=last / CHUNK_PAGES).any(|(_, chunk)| {
+            let state = chunk.state.read();
+            state.dirty | state.writing != 0
+        })
+    }
+
     /// Forgets pages `first..=last`, dirty or not.
     pub(super) fn forget(&self, first: u64, last: u64) {
         let mut chunks = self.chunks.write();

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::pages::{FilePages, PAGE, Pages};
 use crate::alloc::extent::{Extent, ExtentMap};
+use crate::format::DataBlock;
 use crate::sync::atomic::{
     AtomicU64, AtomicUsize,
     Ordering::{AcqRel, Acquire, Relaxed},
@@ -33,6 +34,8 @@ pub(super) struct Work {
     pub(super) dirty_chunks: BTreeSet<u64>,
     /// Pages made dirty since the last write-out.
     pub(super) unsubmitted: u64,
+    /// Blocks taken for coming direct writes, given back by the commit.
+    pub(super) window: Option<(DataBlock, u64)>,
     /// In the list of dirty files.
     pub(super) listed: bool,
     /// A block whose tail a coming change of size has to zero, as it is on the device.

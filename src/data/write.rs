@@ -2,22 +2,24 @@
 
 use smallvec::SmallVec;
 
-use super::extents::{FileExtents, check_end, is_offline, is_unwritten, unexpected_offline};
+use super::extents::{Edit, FileExtents, check_end, is_offline, is_unwritten, unexpected_offline};
 use super::pages::{CHUNK_PAGES, Chunk, PAGE, mask};
 use super::state::{DELAYED_CONVERT, DELAYED_NEW, FileState};
 use super::writeout::Batch;
 use super::{Data, check_regular};
 use crate::alloc::extent::Extent;
 use crate::error::{Errno, Error, Result, fail};
-use crate::format::Ino;
+use crate::format::{DataBlock, Ino};
 use crate::item::{ChangeSet, ItemLock};
 use crate::lock::Mode;
-use crate::namespace::{Caller, Inode, Namespace, Touch, mode_after_write};
+use crate::namespace::{Caller, Fields, Inode, Namespace, Touch, Tx, mode_after_write};
 use crate::sync::Arc;
 use crate::txn::HoldKind;
 
 /// Bytes that are written in one transaction hold.
 const PIECE_BYTES: usize = 1 << 20;
+/// Aligned pieces of at least this many bytes do not go through the cache.
+const DIRECT_BYTES: usize = 128 << 10;
 
 /// A file that is being changed: operation lock (write) and WRITE lock held, fields fresh, nothing offline or pending.
 pub(super) struct Target<'a> {
@@ -97,8 +99,14 @@ impl Data {
         let mut done = 0;
         let mut most = PIECE_BYTES;
         while done < data.len() {
-            let piece = &data[done..data.len().min(done + most)];
-            match self.write_piece(target, offset + done as u64, piece) {
+            let at = offset + done as u64;
+            let piece = next_piece(at, &data[done..], most);
+            let written = match self.write_direct(target, at, piece) {
+                Ok(false) => self.write_piece(target, at, piece),
+                Ok(true) => Ok(()),
+                Err(e) => Err(e),
+            };
+            match written {
                 Ok(()) => {
                     done += piece.len();
                     self.pages.evict();
@@ -114,6 +122,67 @@ impl Data {
             }
         }
         Ok(done)
+    }
+
+    /// Whole blocks, many of them, and none of them dirty: straight from the caller's memory to the device, inside the
+    /// hold, before anything refers to them. False: it has to go through the cache, also after an error of the device.
+    fn write_direct(&self, target: &Target<'_>, offset: u64, data: &[u8]) -> Result<bool> {
+        let Target { ns, caller, inode, lock, file } = target;
+        let (page, size) = (PAGE as u64, inode.fields().size);
+        let aligned = offset % page == 0 && data.len() % PAGE == 0 && (offset <= size || size % page == 0);
+        if data.len() < DIRECT_BYTES || !aligned {
+            return Ok(false);
+        }
+        let end = offset + data.len() as u64;
+        let (first, last) = (offset / page, end / page - 1);
+        if file.pages.is_busy(first, last)
+            || file.work.lock().delayed.at_or_after(first).is_some_and(|d| d.start <= last)
+        {
+            return Ok(false);
+        }
+        self.list_dirty(inode, file, lock);
+        let tx = ns.begin(HoldKind::Allocating, &[(inode, Touch::Data)])?;
+        let mut f = inode.fields();
+        let stored = self.stored(lock, inode.ino());
+        let mut new = 0;
+        stored.pieces(first, last, &mut |piece| {
+            new += if piece.map == 0 { piece.len } else { 0 };
+            Ok(())
+        })?;
+        let mut promised = new.saturating_sub(file.work.lock().window.map_or(0, |w| w.1));
+        tx.hold().data(|d| d.reserve(promised))?;
+        let mut plan = Direct { edit: Edit::new(stored), taken: Vec::new(), online: 0, batch: Vec::new() };
+        let mut alloc = |want| self.window_alloc(tx.hold(), file, want, &mut promised, f.online_blocks);
+        let planned = stored.pieces(first, last, &mut |piece| {
+            let from = (piece.start - first) as usize * PAGE;
+            plan.add(&piece, &data[from..from + piece.len as usize * PAGE], &mut alloc)
+        });
+        if let Err(e) = planned {
+            self.give_back(tx.hold(), &plan.taken)?;
+            tx.hold().data(|d| {
+                d.unreserve(promised);
+                Ok(())
+            })?;
+            return Err(e);
+        }
+        if let Err(e) = self.device.write_batch(&plan.batch) {
+            tracing::warn!("direct write to inode {}: {e}; going through the cache", inode.ino());
+            self.give_back(tx.hold(), &plan.taken)?;
+            return Ok(false);
+        }
+        self.writer.note_written();
+        f.online_blocks += plan.online;
+        wrote_up_to(&mut f, end, &tx, caller);
+        let mut cs = ChangeSet::new(&self.items);
+        plan.edit.add_to(&mut cs);
+        ns.put_inode(&mut cs, &tx, lock, inode, &mut f, Touch::Data);
+        if let Err(e) = cs.apply(tx.hold()) {
+            self.give_back(tx.hold(), &plan.taken)?;
+            return Err(e);
+        }
+        inode.store(lock.refresh_gen(), f);
+        file.pages.forget(first, last);
+        Ok(true)
     }
 
     /// One piece in one transaction.
@@ -133,11 +202,7 @@ impl Data {
         if new > 0 {
             tx.hold().data(|d| d.reserve(new))?;
         }
-        f.size = f.size.max(end);
-        f.data_version += 1;
-        f.version += 1;
-        (f.mtime, f.ctime) = (tx.now, tx.now);
-        f.mode = mode_after_write(&f, caller);
+        wrote_up_to(&mut f, end, &tx, caller);
         f.online_blocks += delayed.iter().map(|e| e.len).sum::<u64>();
         let mut cs = ChangeSet::new(&self.items);
         ns.put_inode(&mut cs, &tx, lock, inode, &mut f, Touch::Data);
@@ -288,6 +353,69 @@ impl Data {
     /// Dirty bytes of one file that are worth writing before the commit.
     fn write_out_bytes(&self) -> usize {
         (self.dirty_limit / 4).min(8 << 20)
+    }
+}
+
+/// The next piece of at most `most` bytes: if a piece can be written directly it consists of whole blocks.
+fn next_piece(offset: u64, data: &[u8], most: usize) -> &[u8] {
+    let len = data.len().min(most);
+    let head = (PAGE - offset as usize % PAGE) % PAGE;
+    if len < head + DIRECT_BYTES {
+        &data[..len]
+    } else if head > 0 {
+        &data[..head]
+    } else {
+        &data[..len / PAGE * PAGE]
+    }
+}
+
+/// What every write changes in the inode, apart from its space.
+fn wrote_up_to(f: &mut Fields, end: u64, tx: &Tx<'_>, caller: &Caller) {
+    f.size = f.size.max(end);
+    f.data_version += 1;
+    f.version += 1;
+    (f.mtime, f.ctime) = (tx.now, tx.now);
+    f.mode = mode_after_write(f, caller);
+}
+
+/// A direct write before it is made.
+struct Direct<'a, 'd> {
+    edit: Edit<FileExtents<'a>>,
+    taken: Vec<(DataBlock, u64)>,
+    /// Blocks that become online.
+    online: u64,
+    batch: Vec<(u64, &'d [u8])>,
+}
+
+impl<'d> Direct<'_, 'd> {
+    /// Plans one piece of an extent or a hole.
+    fn add(
+        &mut self,
+        piece: &Extent,
+        data: &'d [u8],
+        alloc: &mut dyn FnMut(u64) -> Result<(DataBlock, u64)>,
+    ) -> Result<()> {
+        if is_offline(piece) {
+            return unexpected_offline(piece.start);
+        }
+        if piece.map != 0 {
+            if is_unwritten(piece) {
+                self.edit.set(Extent { flags: 0, ..*piece })?;
+                self.online += piece.len;
+            }
+            self.batch.push((piece.map * PAGE as u64, data));
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < piece.len {
+            let (start, len) = alloc(piece.len - done)?;
+            self.taken.push((start, len));
+            self.edit.set(Extent::new(piece.start + done, len, start.0, 0))?;
+            self.batch.push((start.0 * PAGE as u64, &data[done as usize * PAGE..(done + len) as usize * PAGE]));
+            done += len;
+        }
+        self.online += piece.len;
+        Ok(())
     }
 }
 

@@ -26,6 +26,9 @@ pub(super) struct Batch {
     bytes: usize,
 }
 
+/// Greatest window of a file (8 MiB).
+const WINDOW_BLOCKS: u64 = 2048;
+
 impl Data {
     /// Allocates and submits dirty pages of a file: all of them, or all but those of the last chunk, which is probably being
     /// filled. What is less than a job is left in `batch`, for the caller to go on with or to start. The operation lock
@@ -39,6 +42,9 @@ impl Data {
         all: bool,
         batch: &mut Batch,
     ) -> Result<()> {
+        if all {
+            self.close_window(hold, file)?;
+        }
         let last = file.work.lock().dirty_chunks.last().copied();
         let Some(last) = last else { return Ok(()) };
         let limit = if all { u64::MAX } else { last };
@@ -169,6 +175,50 @@ impl Data {
             part.file.work.lock().dirty_chunks.remove(&part.chunk.index);
         }
         self.writer.submit(Job { parts });
+    }
+
+    /// Blocks for a direct write, of which `promised` are reserved: from the file's window, which grows with the file, so that
+    /// files that are written side by side do not interleave block by block.
+    pub(super) fn window_alloc(
+        &self,
+        hold: &Hold<'_>,
+        file: &FileState,
+        want: u64,
+        promised: &mut u64,
+        online: u64,
+    ) -> Result<(DataBlock, u64)> {
+        let mut work = file.work.lock();
+        let (start, len) = match work.window.take() {
+            Some(window) => window,
+            None => hold.data(|d| {
+                // More than is wanted only if it was promised to nobody.
+                d.unreserve(*promised);
+                let most = d.total() - promised.saturating_sub(want);
+                let got = d.alloc(want.max(online.min(WINDOW_BLOCKS)).min(most));
+                *promised -= got.as_ref().map_or(0, |(_, len)| want.min(*len)).min(*promised);
+                d.reserve(*promised)?;
+                got
+            })?,
+        };
+        let taken = want.min(len);
+        work.window = (len > taken).then(|| (DataBlock(start.0 + taken), len - taken));
+        Ok((start, taken))
+    }
+
+    /// Gives back what is left of the window.
+    fn close_window(&self, hold: &Hold<'_>, file: &FileState) -> Result<()> {
+        match file.work.lock().window.take() {
+            Some(window) => self.give_back(hold, &[window]),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives back blocks that this transaction took and that no I/O is going to.
+    pub(super) fn give_back(&self, hold: &Hold<'_>, taken: &[(DataBlock, u64)]) -> Result<()> {
+        hold.data(|d| {
+            taken.iter().for_each(|(start, len)| d.give_back(*start, *len));
+            Ok(())
+        })
     }
 
     fn listed(&self) -> Vec<(Ino, Arc<FileState>, Arc<CoveringLock>)> {
