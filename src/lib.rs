@@ -42,7 +42,7 @@
 //! | `btree` | the copy-on-write B-tree |
 //! | `block` | metadata blocks: verified reads, a bounded cache, the dirty set of a transaction |
 //! | [`device`] | where the bytes of a volume live |
-//! | [`format`](crate::format) | every layout on disk and on the wire, with keys, hashes, limits and checks |
+//! | [`mod@format`] | every layout on disk and on the wire, with keys, hashes, limits and checks |
 //! | [`offline`] | what is done to a volume that nobody has mounted: make, change, print, check |
 //! | [`error`] | the one error type |
 //!

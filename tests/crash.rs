@@ -77,7 +77,7 @@ impl Run<'_> {
         self.op(Op::Rename {
             from: (sub, "file 28".into()),
             to: (sub, "file 29".into()),
-            flags: if nr % 2 == 0 { RenameFlags::NONE } else { RenameFlags::EXCHANGE },
+            flags: if nr.is_multiple_of(2) { RenameFlags::NONE } else { RenameFlags::EXCHANGE },
         });
         self.op(Op::RemoveXattr(small, "user.a".into()));
         self.sync();

@@ -19,7 +19,7 @@
 //!  5. One metadata index item per inode and one data index item per regular file, equal to the fields of the inode item.
 //!  6. An inode is deleted only under its group's WRITE lock, when no open map bit of any mount is set.
 //!
-//! **Not here**: contents of files (the data room implements [`FileData`]), quota rules and searches (archive).
+//! **Not here**: contents of files (the data room implements `FileData`), quota rules and searches (archive).
 
 mod acl;
 mod attr;

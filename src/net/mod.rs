@@ -3,9 +3,9 @@
 //! **Problem.** A mount talks to exactly one server at a time. Sockets break, servers change; requests must neither be
 //! lost nor executed twice by one server, and everything must arrive in the order in which it was queued.
 //!
-//! **Idea.** The protocol is a plain state machine, [`session::Session`], that knows nothing of sockets, threads or
+//! **Idea.** The protocol is a plain state machine, `Session`, that knows nothing of sockets, threads or
 //! clocks: messages are queued with a sequence number, transmitted on whatever socket is attached, and kept until the
-//! peer has shown that it has them. A thin threaded shell moves the bytes: [`ClientConn`] for a mount, [`ServerNet`]
+//! peer has shown that it has them. A thin threaded shell moves the bytes: `ClientConn` for a mount, `ServerNet`
 //! for the leader. Below it is the seam [`Transport`], with TCP and an in-process hub.
 //!
 //! | file | concept |
