@@ -46,3 +46,23 @@ fn names_survive_a_remount() {
         volume.close().unwrap();
     }
 }
+
+/// A device that fails for good must not leave anybody waiting: opening, using and closing end with errors.
+#[test]
+fn a_dead_device_ends_in_errors_not_in_waiting() {
+    use scoutfs::device::{Fault, FaultDevice, FaultOps};
+    let (meta, data) = devices(64, 64);
+    let faulty = FaultDevice::new(meta.clone());
+    let open = |faulty: &Arc<FaultDevice>| {
+        let (meta, data): (Arc<dyn BlockDevice>, Arc<dyn BlockDevice>) = (faulty.clone(), data.clone());
+        Volume::open(meta, data, VolumeOptions::member(0))
+    };
+    faulty.fail_nth(FaultOps::CHANGES, 3, Fault::Forever);
+    assert!(open(&faulty).is_err());
+    // One error that heals does not keep a volume from opening.
+    for n in 0..8 {
+        faulty.heal();
+        faulty.fail_nth(FaultOps::CHANGES, n, Fault::Once);
+        open(&faulty).unwrap().close().unwrap();
+    }
+}

@@ -2,6 +2,8 @@
 //!
 //! Nobody writes another slot's block. An update changes one event, and is durable when the call returns.
 
+use std::time::Duration;
+
 use zerocopy::IntoBytes;
 
 use crate::device::BlockDevice;
@@ -10,7 +12,7 @@ use crate::format::check::validate_quorum_block;
 use crate::format::consts::{QUORUM_BLKNO, QUORUM_EVENT_BEGIN, QUORUM_EVENTS, QUORUM_SLOTS, SMALL_BYTES};
 use crate::format::layout::{QuorumBlock, QuorumBlockEvent, Timespec};
 use crate::format::seal_block;
-use crate::sync::Arc;
+use crate::sync::{Arc, thread};
 
 /// What a quorum block records; the value is the index of the event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,6 +82,10 @@ fn offset(slot: usize) -> u64 {
     (QUORUM_BLKNO + slot as u64) * SMALL_BYTES as u64
 }
 
+/// How often an event is tried to be recorded, and the pause between.
+const RECORD_TRIES: usize = 3;
+const RECORD_PAUSE: Duration = Duration::from_millis(20);
+
 impl QuorumDisk {
     /// The quorum blocks of the volume `fsid` on its metadata device.
     pub(crate) fn new(device: Arc<dyn BlockDevice>, fsid: u64) -> QuorumDisk {
@@ -104,8 +110,20 @@ impl QuorumDisk {
 
     /// Records an event in the block of the own slot. Durable when it returns.
     ///
+    /// A device error is tried again a few times, because a member that cannot record its events has to leave for good.
+    ///
     /// Fails if the block cannot be read, or if (for any event but BEGIN) another mount has begun to use the slot.
     pub(crate) fn record(&self, slot: usize, what: QuorumEvent, rid: u64, term: u64) -> Result<()> {
+        for _ in 1..RECORD_TRIES {
+            match self.try_record(slot, what, rid, term) {
+                Err(Error::Device { .. }) => thread::sleep(RECORD_PAUSE),
+                done => return done,
+            }
+        }
+        self.try_record(slot, what, rid, term)
+    }
+
+    fn try_record(&self, slot: usize, what: QuorumEvent, rid: u64, term: u64) -> Result<()> {
         let mut block = self.read(slot)?;
         let begun = event(&block, QuorumEvent::Begin).rid.get();
         if what != QuorumEvent::Begin && begun != rid {

@@ -7,6 +7,7 @@ mod mount;
 mod options;
 mod paths;
 mod status;
+mod watch;
 
 use std::path::Path;
 

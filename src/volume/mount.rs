@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 
+use super::watch::Watch;
 use super::{Environment, VolumeOptions};
 use crate::block::BlockStore;
 use crate::client::snapshot::SnapshotLink;
@@ -34,6 +35,8 @@ pub(super) struct Mounted {
     /// Empty for a read-only mount, which has no server.
     pub(super) conn: Arc<OnceLock<Weak<ClientConn>>>,
     closed: bool,
+    /// Only on a network of its own.
+    watch: Option<Watch>,
     /// Last, so that it goes after everything that may write.
     mark: Option<Mark>,
 }
@@ -85,7 +88,7 @@ impl Mounted {
         let store = BlockStore::new(meta.clone(), fsid, options.block_cache_bytes);
         let config =
             NodeConfig { store: store.clone(), data_dev: data_dev.clone(), rid, fmt_vers: sb.fmt_vers.get(), options };
-        let (mut member, mut mark) = (None, None);
+        let (mut member, mut mark, mut private) = (None, None, false);
         let conn = Arc::default();
         let node = if options.read_only {
             Node::new(config, |inbox| {
@@ -102,16 +105,20 @@ impl Mounted {
                 None => Arc::new(RefuseFencing),
             };
             // Nobody but this mount reaches a server on a network of our own.
-            let private = environment.transport.is_none();
+            private = environment.transport.is_none();
             let transport = environment.transport.unwrap_or_else(|| MemTransport::new());
             fencer.mounted(Rid(rid))?;
             mark = Some(Mark { fencer: fencer.clone(), rid: Rid(rid), clean: false });
             member = network.join_quorum(&transport, fencer, private)?;
             Node::new(config, |inbox| network.connect(transport, inbox))?
         };
+        let watch = match &member {
+            Some(member) if private => Some(Watch::start(&node, member)?),
+            _ => None,
+        };
         let opened = Mounted::build(node.clone(), options);
         match opened {
-            Ok((ns, data)) => Ok(Mounted { ns, data, node, member, conn, closed: false, mark }),
+            Ok((ns, data)) => Ok(Mounted { ns, data, node, member, conn, closed: false, mark, watch }),
             Err(e) => {
                 // A mount that fails half way says farewell, so that nobody has to fence it.
                 let left = node.leave();
@@ -152,6 +159,7 @@ impl Mounted {
         self.ns.close();
         let left = self.node.leave();
         self.data.close();
+        drop(self.watch.take());
         let quit = self.member.take().map_or(Ok(()), |m| m.leave());
         let end = left.and(quit);
         if let Some(mark) = &mut self.mark {
