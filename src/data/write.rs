@@ -129,7 +129,8 @@ impl Data {
     fn write_direct(&self, target: &Target<'_>, offset: u64, data: &[u8]) -> Result<bool> {
         let Target { ns, caller, inode, lock, file } = target;
         let (page, size) = (PAGE as u64, inode.fields().size);
-        let aligned = offset % page == 0 && data.len() % PAGE == 0 && (offset <= size || size % page == 0);
+        let whole = offset.is_multiple_of(page) && data.len().is_multiple_of(PAGE);
+        let aligned = whole && (offset <= size || size.is_multiple_of(page));
         if data.len() < DIRECT_BYTES || !aligned {
             return Ok(false);
         }
