@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use scoutfs::device::{BlockDevice, Fault, FaultDevice, FaultOps, MemDevice};
-use scoutfs::namespace::{Caller, SetAttr};
+use scoutfs::namespace::{AttrX, Caller, SetAttr};
 use scoutfs::offline::{CheckOptions, MkfsOptions, check, mkfs};
 use scoutfs::{Errno, Ino, Volume, VolumeOptions};
 
@@ -176,6 +176,53 @@ fn defect_68_growing_by_fallocate_is_a_new_version() {
     assert_eq!(after.size, 10_000);
     assert!(after.data_version > before.data_version && after.data_seq > before.data_seq);
     assert!(after.mtime > before.mtime && after.ctime > before.ctime && after.version > before.version);
+    close_and_check(volume, &meta, &data);
+}
+
+/// A retained file keeps its contents and its space, whatever is tried; the original lets fallocate through.
+#[test]
+fn defect_68_retained_files_cannot_be_allocated_in() {
+    let (meta, data) = devices(64, 64);
+    let volume = open(&meta, &data);
+    let root = Caller::root();
+    let ino = file(&volume, "f");
+    write(&volume, ino, 0, b"kept");
+    volume.set_attr_x(&root, ino, &AttrX { retention: Some(true), ..AttrX::default() }).unwrap();
+    for mode in [0, KEEP_SIZE, PUNCH, ZERO] {
+        assert!(volume.fallocate(&root, ino, mode, 0, 8192).unwrap_err().is(Errno::EPERM), "{mode}");
+    }
+    assert!(volume.write(&root, ino, 0, b"x").unwrap_err().is(Errno::EPERM));
+    assert!(volume.append(&root, ino, b"x").unwrap_err().is(Errno::EPERM));
+    assert_eq!(read_all(&volume, ino), b"kept");
+    close_and_check(volume, &meta, &data);
+}
+
+/// Bytes between the end of a file and the end of its block are zeros when they become part of it, however that happens.
+#[test]
+fn what_is_behind_the_end_reads_as_zeros_when_the_file_grows() {
+    let (meta, data) = devices(64, 64);
+    let volume = open(&meta, &data);
+    let root = Caller::root();
+    for (i, commit) in [(0u64, false), (1, true), (2, false), (3, true), (4, false), (5, true)] {
+        let ino = file(&volume, &format!("f{i}"));
+        write(&volume, ino, 0, &pattern(i, 20_000));
+        if commit {
+            volume.sync().unwrap();
+        }
+        truncate(&volume, ino, 10_001);
+        if commit {
+            volume.sync().unwrap();
+        }
+        match i / 2 {
+            0 => truncate(&volume, ino, 30_000),
+            1 => volume.fallocate(&root, ino, 0, 0, 30_000).unwrap(),
+            _ => write(&volume, ino, 29_999, &[0]),
+        }
+        let mut want = pattern(i, 20_000);
+        want.truncate(10_001);
+        want.resize(30_000, 0);
+        assert!(read_all(&volume, ino) == want, "{i}");
+    }
     close_and_check(volume, &meta, &data);
 }
 

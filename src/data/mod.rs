@@ -30,6 +30,10 @@
 //! | `read`, `write`, `resize`, `fallocate`, `report` | the operations |
 //! | `wait` | sleeping until archived contents are back |
 //!
+//! Not here: the original's preallocation of unwritten blocks past the end (`spec/07 §9.3`). Delayed allocation and the windows of
+//! direct writes give large extents without leaving anything behind; files that have such blocks are read and written all the
+//! same.
+//!
 //! Threads: `scoutfs-data-0`, `-1` write pages; they block on the data device only.
 
 mod extents;
