@@ -3,9 +3,9 @@
 //! A value is handed to readers, to the commit and to the tree without copying, so it is an immutable reference
 //! counted slice. Most index items have no value at all; those allocate nothing.
 
+use crate::sync::Arc;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
 
 /// The bytes of one item, cheap to clone.
 #[derive(Clone, Default, PartialEq, Eq)]
