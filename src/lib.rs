@@ -44,6 +44,7 @@
 //! | [`device`] | where the bytes of a volume live |
 //! | [`mod@format`] | every layout on disk and on the wire, with keys, hashes, limits and checks |
 //! | [`offline`] | what is done to a volume that nobody has mounted: make, change, print, check |
+//! | `options` | what a mount can be told |
 //! | [`error`] | the one error type |
 //!
 //! Calls go downwards in this table; upwards there are only the traits below. Server and client meet in messages alone.
@@ -110,6 +111,8 @@ pub mod net;
 #[cfg(not(loom))]
 pub mod offline;
 #[cfg(not(loom))]
+mod options;
+#[cfg(not(loom))]
 mod quorum;
 #[cfg(not(loom))]
 pub mod server;
@@ -133,4 +136,6 @@ pub use data::FileExtent;
 pub use error::{Errno, Error, Result};
 pub use format::Ino;
 #[cfg(not(loom))]
-pub use volume::{ClusterStatus, Environment, MemberStatus, OpenInode, Volume, VolumeOptions};
+pub use options::VolumeOptions;
+#[cfg(not(loom))]
+pub use volume::{ClusterStatus, Environment, MemberStatus, OpenInode, Volume};

@@ -14,8 +14,8 @@ use rand::Rng;
 use super::merge;
 use super::node::Node;
 use crate::error::{Error, Result};
+use crate::options::VolumeOptions;
 use crate::sync::{Arc, Condvar, Mutex, thread};
-use crate::volume::VolumeOptions;
 
 /// Pause of the merge worker when there is no work (`spec/05 §1.3`).
 const MERGE_POLL: Duration = Duration::from_secs(5);

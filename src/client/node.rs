@@ -22,10 +22,10 @@ use crate::format::layout::{NetInodeAlloc, NetRoots, NetStatfs, OpenInoMap, Open
 use crate::item::{CoveringLock, ItemLock, ItemShard, Items, ItemsConfig};
 use crate::lock::{Lock, LockClient, LockClientConfig, LockName, Mode, Revoke};
 use crate::net::Command;
+use crate::options::VolumeOptions;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, RwLock};
 use crate::txn::{CommitHook, Hold, HoldKind, Txn, TxnConfig};
-use crate::volume::VolumeOptions;
 
 /// Somebody who caches what a lock covers, other than items: inodes, names, pages.
 pub(crate) trait CacheListener: Send + Sync {

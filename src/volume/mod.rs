@@ -4,14 +4,12 @@
 //! operations take inode numbers, which is what front ends have; [`paths`](Volume::resolve) are a convenience on top.
 
 mod mount;
-mod options;
 mod paths;
 mod status;
 mod watch;
 
 use std::path::Path;
 
-pub use options::VolumeOptions;
 pub use status::{ClusterStatus, MemberStatus};
 
 use crate::data::FileExtent;
@@ -23,6 +21,7 @@ use crate::namespace::{
     XattrFlags,
 };
 use crate::net::Transport;
+use crate::options::VolumeOptions;
 use crate::server::Fencer;
 use crate::sync::Arc;
 use mount::Mounted;

@@ -6,8 +6,8 @@
 
 use std::net::SocketAddr;
 
+use super::Environment;
 use super::watch::Watch;
-use super::{Environment, VolumeOptions};
 use crate::block::BlockStore;
 use crate::client::snapshot::SnapshotLink;
 use crate::client::{CacheListener, Inbox, Node, NodeConfig, ServerLink};
@@ -21,6 +21,7 @@ use crate::format::{Rid, keys};
 use crate::lock::{LockName, Mode};
 use crate::namespace::{Namespace, NamespaceOptions};
 use crate::net::{ClientConn, ClientConnConfig, MemTransport, RECONNECT_WAIT, Transport};
+use crate::options::VolumeOptions;
 use crate::quorum::{self, MemberConfig, QuorumDisk, QuorumMember};
 use crate::server::{ConfirmFencing, Fencer, LocalServer, RefuseFencing, ServerConfig};
 use crate::sync::{Arc, OnceLock, Weak};

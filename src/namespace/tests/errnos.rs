@@ -220,7 +220,7 @@ fn every_operation_answers_with_the_specified_errno() {
 
 #[test]
 fn a_read_only_mount_refuses_every_change() {
-    use crate::volume::VolumeOptions;
+    use crate::VolumeOptions;
     let cluster = Cluster::new();
     let m = cluster.mount();
     let root = Caller::root();

@@ -16,7 +16,7 @@ use crate::server::{ConfirmFencing, Server, ServerConfig, ServerHandle, read_sup
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex};
 use crate::txn::{CommitCtx, CommitHook, Hold};
-use crate::volume::VolumeOptions;
+use crate::VolumeOptions;
 
 /// Keeps no contents.
 pub(super) struct NoData;
