@@ -15,7 +15,7 @@ mod error;
 mod format;
 #[path = "../src/lock/mod.rs"]
 mod lock;
-#[path = "../src/sync.rs"]
+#[path = "../src/sync/mod.rs"]
 mod sync;
 
 use std::hint::black_box;

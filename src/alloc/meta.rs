@@ -13,7 +13,7 @@
 //!    write is repeated without touching the lists.
 //! 4. Room counts the rotation that opening will do, in every gate (`spec/00 §6` row 10).
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 
 use super::list::{LIST_CAPACITY, ListBlock, null_ref, read_block, some_ref};
 use crate::block::{BlockSource, BlockStore, DirtySet};
@@ -21,7 +21,7 @@ use crate::btree::Reader;
 use crate::error::{Errno, Error, Result, fail};
 use crate::format::layout::{AllocListHead, BlockRef};
 use crate::format::{MetaBlock, consts};
-use crate::sync::Arc;
+use crate::sync::{Arc, HashSet};
 
 /// A first freed block with fewer free slots than this is not used any more: opening puts a new one before it.
 const ROTATE_BELOW: usize = LIST_CAPACITY / 4;
@@ -135,7 +135,7 @@ impl MetaAlloc {
         if let (Some(old), false) = (old_freed, full) {
             freed.blknos.push_back(old.blkno.get());
         }
-        Ok(Open { avail_ref, avail, freed_ref, freed, taken: HashSet::new() })
+        Ok(Open { avail_ref, avail, freed_ref, freed, taken: HashSet::default() })
     }
 
     /// Ends the use of the lists: both first blocks go to the dirty set, the heads are what the commit records. Without

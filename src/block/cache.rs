@@ -11,12 +11,10 @@
 
 use std::collections::VecDeque;
 
-use hashbrown::{HashMap, HashSet};
-
 use super::BLOCK_BYTES;
 use super::store::Block;
 use crate::error::{Error, Result};
-use crate::sync::{Arc, Condvar, Mutex};
+use crate::sync::{Arc, Condvar, HashMap, HashSet, Mutex};
 
 /// Number and nonce: one version of one block.
 pub(super) type CacheKey = (u64, u64);

@@ -4,12 +4,11 @@
 
 use std::any::Any;
 
-use hashbrown::HashMap;
-
 use super::{BLOCK_BYTES, Block, BlockKind, BlockStore};
 use crate::error::{Error, Result};
 use crate::format::MetaBlock;
 use crate::format::layout::BlockRef;
+use crate::sync::HashMap;
 
 /// Decoded content of a dirty block.
 pub(crate) trait DirtyContent: Any + Send {

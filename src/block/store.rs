@@ -11,7 +11,7 @@ use crate::device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::format::layout::{BlockHeader, BlockRef};
 use crate::format::{block_crc_matches, seal_block};
-use crate::sync::{Arc, OnceLock};
+use crate::sync::{Arc, OnceLock, random};
 
 const SMALL_BYTES: u64 = 4096;
 
@@ -213,7 +213,7 @@ impl BlockStore {
     /// A fresh random version nonce, never 0.
     pub(crate) fn nonce(&self) -> u64 {
         loop {
-            match rand::random() {
+            match random() {
                 0 => continue,
                 nonce => return nonce,
             }

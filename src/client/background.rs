@@ -9,13 +9,11 @@
 
 use std::time::Duration;
 
-use rand::Rng;
-
 use super::merge;
 use super::node::Node;
 use crate::error::{Error, Result};
 use crate::options::VolumeOptions;
-use crate::sync::{Arc, Condvar, Mutex, thread};
+use crate::sync::{Arc, Condvar, Mutex, random, thread};
 
 /// Pause of the merge worker when there is no work (`spec/05 §1.3`).
 const MERGE_POLL: Duration = Duration::from_secs(5);
@@ -69,7 +67,7 @@ impl Background {
         })?;
         let scanning = Arc::downgrade(node);
         all.spawn("scoutfs-orphan", move |stop| {
-            while !stop.pause(delay.mul_f64(rand::rng().random_range(0.8..1.2))) {
+            while !stop.pause(delay.mul_f64(0.8 + 0.4 * random::<f64>())) {
                 if scanning.upgrade().is_none_or(|n| n.is_down()) {
                     return;
                 }

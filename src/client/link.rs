@@ -1,6 +1,5 @@
 //! The seam to the server, and the translation between its messages and the rooms of the mount.
 
-use hashbrown::HashMap;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::open_map::OpenMap;
@@ -10,7 +9,7 @@ use crate::item::{ItemShard, RootsSource};
 use crate::lock::{LockClient, LockSender};
 use crate::net::{ClientConn, ClientHandler, Command, Reply};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Arc, Mutex, OnceLock, Weak};
+use crate::sync::{Arc, HashMap, Mutex, OnceLock, Weak};
 use crate::txn::{LogService, Txn};
 
 /// Where the requests of a mount go.
@@ -119,7 +118,7 @@ impl Inbox {
             omap,
             locks: OnceLock::new(),
             txn: OnceLock::new(),
-            replies: Mutex::new(HashMap::new()),
+            replies: Mutex::new(HashMap::default()),
             next_reply: AtomicU64::new(1),
             unmounting: AtomicBool::new(false),
             on_evicted: OnceLock::new(),

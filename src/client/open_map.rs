@@ -5,11 +5,9 @@
 //! considers deleting it. Answering another mount's question must never wait for a lock of the engine: the bits are atomics
 //! behind a sharded map that is locked for a lookup only.
 
-use hashbrown::HashMap;
-
 use crate::format::Ino;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Arc, RwLock};
+use crate::sync::{Arc, HashMap, RwLock};
 
 const SHARDS: usize = 64;
 const WORDS: usize = 16;
@@ -25,7 +23,7 @@ pub(crate) struct OpenMap {
 
 impl OpenMap {
     pub(crate) fn new() -> OpenMap {
-        OpenMap { shards: (0..SHARDS).map(|_| RwLock::new(HashMap::new())).collect() }
+        OpenMap { shards: (0..SHARDS).map(|_| RwLock::new(HashMap::default())).collect() }
     }
 
     fn shard(&self, group: u64) -> &RwLock<HashMap<u64, Arc<Group>>> {

@@ -5,7 +5,6 @@
 //! the super block, read again when they are asked for, so that a view of a volume that somebody else writes follows it.
 //! Nothing else is answered; whatever would change the volume fails with `EROFS`.
 
-use crossbeam::channel::{Sender, unbounded};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::link::{Inbox, ServerLink};
@@ -15,6 +14,7 @@ use crate::format::check;
 use crate::format::layout::{NetLock, NetRoots, SuperBlock};
 use crate::lock::Mode;
 use crate::net::Command;
+use crate::sync::channel::{Sender, unbounded};
 use crate::sync::{Arc, Mutex, thread};
 
 /// Answers a read-only mount from the metadata device.

@@ -3,10 +3,8 @@
 //! It is sparse (only chunks that were written take memory) and copies are cheap: chunks are shared between a device and
 //! its [snapshots](MemDevice::snapshot) until one of them writes. Crash tests make thousands of images this way.
 
-use std::collections::HashMap;
-
 use super::{BlockDevice, Result, check_bounds};
-use crate::sync::{Arc, RwLock};
+use crate::sync::{Arc, HashMap, RwLock};
 
 const CHUNK_BYTES: usize = 65536;
 const SHARDS: usize = 64;
@@ -31,7 +29,7 @@ impl MemDevice {
         Arc::new(MemDevice {
             name: name.into(),
             size,
-            shards: (0..SHARDS).map(|_| RwLock::new(HashMap::new())).collect(),
+            shards: (0..SHARDS).map(|_| RwLock::new(HashMap::default())).collect(),
         })
     }
 

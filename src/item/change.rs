@@ -8,7 +8,6 @@
 //! anything, by steps that cannot fail.
 
 use smallvec::SmallVec;
-use std::collections::HashMap;
 
 use super::cache::refuse;
 use super::packed::Packed;
@@ -19,7 +18,7 @@ use crate::format::consts::BTREE_MAX_VALUE;
 use crate::format::layout::XattrTotlVal;
 use crate::format::{Key, keys};
 use crate::lock::Mode;
-use crate::sync::RwLockWriteGuard;
+use crate::sync::{HashMap, RwLockWriteGuard};
 
 /// Sets up to this size look for earlier changes of a key by comparing.
 const SMALL_SET: usize = 16;
@@ -186,7 +185,7 @@ impl<'a> ChangeSet<'a> {
     /// Phase 1 under the shard locks. Returns the index of a change whose key has to be read first.
     fn check(&self, shards: &Shards, shard_of: &[usize]) -> Result<Option<usize>> {
         // What earlier changes of the set make of a key, if there are too many to compare with all.
-        let mut after: HashMap<Packed, bool> = HashMap::new();
+        let mut after: HashMap<Packed, bool> = HashMap::default();
         let small = self.changes.len() <= SMALL_SET;
         for (i, (c, shard)) in self.changes.iter().zip(shard_of).enumerate() {
             let inner = &shards[*shard];

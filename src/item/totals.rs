@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use zerocopy::FromBytes;
 
@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::format::consts::{SUPER_BLKNO, ZONE_XATTR_TOTL};
 use crate::format::layout::{BlockRef, XattrTotlVal};
 use crate::format::{Key, KeyRange, check};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Instant, Mutex};
 
 /// Tries of reading a super block that the server may be writing at this moment.
 const SUPER_TRIES: u32 = 20;

@@ -201,7 +201,7 @@ struct Fuse<'a, P: Protected>(&'a Shell<P>);
 
 impl<P: Protected> Drop for Fuse<'_, P> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             self.0.force_down();
         }
     }

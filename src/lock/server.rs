@@ -18,7 +18,6 @@
 
 use std::collections::BTreeSet;
 
-use hashbrown::{HashMap, HashSet};
 use smallvec::SmallVec;
 
 use super::table::MixBuild;
@@ -27,6 +26,7 @@ use super::{LockName, Mode};
 use crate::error::{Errno, Result, fail};
 use crate::format::Key;
 use crate::format::layout::NetLock;
+use crate::sync::{HashMap, HashSet};
 
 /// How often requests for shared modes may pass one waiting head.
 const READ_BATCH: u32 = 8;
@@ -169,7 +169,7 @@ impl LockServer {
     pub(crate) fn new(recovery_pending: bool) -> LockServer {
         LockServer {
             locks: HashMap::default(),
-            clients: HashMap::new(),
+            clients: HashMap::default(),
             recovery_pending,
             deferred: BTreeSet::new(),
             read_batch: READ_BATCH,

@@ -7,12 +7,11 @@
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crossbeam::utils::CachePadded;
-use hashbrown::HashMap;
 
 use super::guard::Lock;
 use super::{LockName, Protected};
 use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::sync::{Arc, RwLock, RwLockReadGuard};
+use crate::sync::{Arc, HashMap, RwLock, RwLockReadGuard};
 
 /// [`LockName`] hashes itself; this only hands the value through.
 #[derive(Default)]

@@ -6,13 +6,12 @@
 
 use std::collections::VecDeque;
 
-use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
 use super::inode::Inode;
 use crate::format::Ino;
 use crate::sync::atomic::Ordering;
-use crate::sync::{Arc, RwLock};
+use crate::sync::{Arc, HashMap, RwLock};
 
 const SHARDS: usize = 64;
 /// How many inodes one insertion into a full shard looks at.

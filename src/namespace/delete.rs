@@ -10,8 +10,6 @@
 
 use std::ops::ControlFlow;
 
-use hashbrown::HashMap;
-
 use super::xattr_plan::XattrRemoval;
 use super::{Fields, Inode, Namespace, Touch, Tx};
 use crate::btree;
@@ -20,7 +18,7 @@ use crate::format::consts::TYPE_SYMLINK;
 use crate::format::{Ino, ItemKey, Key, keys};
 use crate::item::{ChangeSet, ItemLock};
 use crate::lock::{LockName, Mode};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, HashMap, Mutex};
 use crate::txn::HoldKind;
 
 /// Blocks above which extents are removed by transactions of their own.
@@ -40,7 +38,7 @@ pub(crate) struct OthersOpen {
 
 impl OthersOpen {
     pub(crate) fn new() -> OthersOpen {
-        OthersOpen { shards: (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect() }
+        OthersOpen { shards: (0..SHARDS).map(|_| Mutex::new(HashMap::default())).collect() }
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::format::layout::Timespec;
 use crate::format::{DirentKind, Ino};
+use crate::sync::wall_clock;
 
 /// A point in time with nanosecond granularity; any 64-bit number of seconds is valid (`spec/06 §10`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -22,7 +23,7 @@ pub struct Time {
 impl Time {
     /// The system's clock.
     pub fn now() -> Time {
-        Time::from(SystemTime::now())
+        Time::from(wall_clock())
     }
 
     pub(crate) fn to_stored(self) -> Timespec {

@@ -3,7 +3,7 @@
 //! The rules are those of [`super::server`].
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -17,7 +17,7 @@ use super::session::{Session, Verdict};
 use super::transport::Stream;
 use crate::error::{Errno, Error, Result, fail};
 use crate::format::layout::NetGreeting;
-use crate::sync::{Arc, thread};
+use crate::sync::{Arc, Instant, thread};
 
 /// Events in the channel above which sockets are not read any further.
 const MAX_EVENTS: usize = 8192;

@@ -3,7 +3,7 @@
 //! The rules are those of [`super::client`], invariants 1, 2, 4 and 5.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -15,8 +15,8 @@ use super::receive::{read_frames, receive_all};
 use super::transport::Stream;
 use crate::error::{Errno, Error, Result, fail};
 use crate::format::layout::NetGreeting;
-use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Arc, Instant, random};
 
 /// How long one connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -251,5 +251,5 @@ impl Dialer {
 /// The next pause, with jitter so that the clients of a lost server do not come in step.
 fn longer(pause: Duration) -> Duration {
     let next = (pause * 3 / 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-    next.mul_f64(rand::random_range(0.8..1.2))
+    next.mul_f64(0.8 + 0.4 * random::<f64>())
 }

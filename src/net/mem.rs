@@ -7,13 +7,11 @@
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
-
-use hashbrown::HashMap;
+use std::time::Duration;
 
 use super::transport::{Datagrams, Listener, Sink, Stream, Transport};
 use crate::error::{Errno, Error, Result, fail};
-use crate::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use crate::sync::{Arc, Condvar, HashMap, Instant, Mutex, MutexGuard, Weak};
 
 /// Bytes that a stream holds in each direction.
 const PIPE_BYTES: usize = 256 * 1024;

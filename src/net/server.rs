@@ -21,10 +21,7 @@
 //! 5. Greetings of one rid are presented one at a time.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
-
-use crossbeam::channel::Sender;
-use hashbrown::{HashMap, HashSet};
+use std::time::Duration;
 
 use super::command::Command;
 use super::link::Link;
@@ -32,7 +29,8 @@ use super::session::{Session, first_server_id};
 use super::transport::{Listener, Stream, Transport};
 use crate::error::{Errno, Error, Result, fail};
 use crate::format::layout::NetGreeting;
-use crate::sync::{Arc, Condvar, Mutex, thread};
+use crate::sync::channel::Sender;
+use crate::sync::{Arc, Condvar, HashMap, HashSet, Instant, Mutex, thread};
 
 /// How long a socket may stay without greeting.
 const GREETING_WAIT: Duration = Duration::from_secs(10);

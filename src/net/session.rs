@@ -21,13 +21,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
-use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use super::codec::{self, Head};
 use super::command::Command;
 use crate::error::Error;
 use crate::format::wire::error_to_wire;
+use crate::sync::HashMap;
 
 /// A payload: lock messages, by far the most, need no allocation of their own.
 type Payload = SmallVec<[u8; 64]>;
@@ -85,7 +85,7 @@ impl<W> Session<W> {
             next_id: first_id,
             recv_seq: 0,
             requests: BTreeMap::new(),
-            pending: HashMap::new(),
+            pending: HashMap::default(),
             responses: VecDeque::new(),
             cursor: 0,
             farewell_queued: false,

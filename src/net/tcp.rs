@@ -2,14 +2,14 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::transport::{Datagrams, Listener, Stream, Transport};
 use crate::error::{Errno, Error, Result};
-use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Arc, Instant};
 
 /// Unanswered keepalive probes that break a connection.
 const PROBES: u32 = 3;

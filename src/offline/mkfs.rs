@@ -20,7 +20,7 @@
 //! 3. Nothing else on the devices is touched. Old blocks are harmless, because the new volume id is not theirs.
 
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -32,6 +32,7 @@ use crate::error::{Errno, Error, Result};
 use crate::format::consts::*;
 use crate::format::layout::*;
 use crate::format::{Ino, Seq, encode_inode, keys, seal_block};
+use crate::sync::{random, wall_clock};
 
 /// Least size of each device of a volume that is meant for production, 64 GiB.
 pub const MIN_PRODUCTION_BYTES: u64 = 64 << 30;
@@ -56,11 +57,11 @@ pub struct Identity {
 impl Identity {
     /// Random numbers and the present time, in the microseconds that the original stores.
     pub fn random() -> Identity {
-        let mut uuid: [u8; 16] = rand::random();
+        let mut uuid: [u8; 16] = random();
         uuid[6] = uuid[6] & 0x0f | 0x40;
         uuid[8] = uuid[8] & 0x3f | 0x80;
-        let fsid = std::iter::repeat_with(rand::random).find(|&id| id != 0).unwrap_or(1);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let fsid = std::iter::repeat_with(random).find(|&id| id != 0).unwrap_or(1);
+        let now = wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
         Identity { fsid, uuid, time: (now.as_secs() as i64, now.subsec_micros() * 1000) }
     }
 }

@@ -9,7 +9,7 @@
 //!    has come up: a STOP event on their slot, written by us meanwhile, would hide them (`spec/05` S12).
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::blocks::{QuorumDisk, QuorumEvent};
 use super::config::{present_slots, slot_addr, validate_config, votes_needed};
@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::format::layout::QuorumConfig;
 use crate::net::{Datagrams, Transport};
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Arc, Mutex, thread};
+use crate::sync::{Arc, Instant, Mutex, random, thread};
 
 /// Allowed heartbeat timeouts (mount option `quorum_heartbeat_timeout_ms`).
 const HEARTBEAT_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(60);
@@ -243,7 +243,7 @@ impl Driver {
                 heartbeat_timeout: config.heartbeat_timeout,
                 term: blocks.greatest_term(slots()),
                 leader: leader_slot(&config.qconf, &blocks, true)?.map(|(slot, _)| slot as u8),
-                seed: rand::random(),
+                seed: random(),
             },
             Duration::ZERO,
         );

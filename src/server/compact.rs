@@ -4,8 +4,6 @@
 //! an item of the search tree all the time: *busy* with a mount, or *pending*. Each move from one state to the next is
 //! one server commit, so nothing is lost with a mount or a server.
 
-use std::collections::HashSet;
-
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::error::{Errno, Result};
@@ -16,6 +14,7 @@ use crate::format::consts::{
 use crate::format::layout::{SrchCompact, SrchCompactInput, SrchFile};
 use crate::format::srch::size_class;
 use crate::format::{Key, KeyRange, Rid, check, keys};
+use crate::sync::HashSet;
 
 use super::core::{Asker, Outcome, ServerCore, Step, refuse};
 
@@ -81,7 +80,7 @@ impl ServerCore {
 
     /// Four files that are worth merging and are not being merged.
     fn new_compaction(&mut self) -> Result<Option<SrchCompact>> {
-        let mut in_use = HashSet::new();
+        let mut in_use: HashSet<u64> = HashSet::default();
         for state in [TYPE_SRCH_PENDING, TYPE_SRCH_BUSY] {
             for (_, compact) in self.trees.all::<SrchCompact>(kind(state))? {
                 in_use.extend(inputs(&compact).iter().map(|i| i.sfl.block_ref.blkno.get()));

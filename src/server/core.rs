@@ -14,9 +14,9 @@
 //! 4. [`Fail::Refuse`] is only possible before the first change of a step, or when the state is consistent as it is;
 //!    every other failure is [`Fail::Stop`]: nothing more is written and the server ends (`spec/05 §5.2`).
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
@@ -28,6 +28,7 @@ use crate::format::layout::{
 use crate::format::wire::exact;
 use crate::lock::LockServer;
 use crate::net::{Command, ServerEvent};
+use crate::sync::{HashMap, HashSet, Instant};
 
 use super::fence::FenceReason;
 use super::log_trees::GetLogTrees;
@@ -208,7 +209,7 @@ pub(crate) struct ServerCore {
     /// Compactions that this server handed out, by rid and id.
     pub(super) handed_compactions: HashSet<(u64, u64)>,
     /// Reported errors of compactions, by id.
-    pub(super) failed_compactions: std::collections::HashMap<u64, u32>,
+    pub(super) failed_compactions: HashMap<u64, u32>,
 }
 
 impl ServerCore {
@@ -232,9 +233,9 @@ impl ServerCore {
             logs_moved: false,
             freeing: false,
             sync_sent: 0,
-            handed_merges: HashSet::new(),
-            handed_compactions: HashSet::new(),
-            failed_compactions: std::collections::HashMap::new(),
+            handed_merges: HashSet::default(),
+            handed_compactions: HashSet::default(),
+            failed_compactions: HashMap::default(),
             trees,
         };
         core.check_merge_status()?;

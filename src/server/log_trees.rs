@@ -5,8 +5,6 @@
 //! any item written afterwards (`spec/03 §11.2`); a mount that triggers this waits, parked, until the others have come
 //! round or its patience is over.
 
-use std::time::Instant;
-
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U64;
 
@@ -22,6 +20,7 @@ use crate::format::consts::{
 use crate::format::layout::{LogMergeRange, LogMergeStatus, LogTrees, SrchFile};
 use crate::format::{Key, Rid, check, keys};
 use crate::net::Command;
+use crate::sync::Instant;
 
 use super::core::{Asker, Outcome, Peers, ServerCore, Step, refuse};
 use super::records::is_finalized;

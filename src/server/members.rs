@@ -1,7 +1,6 @@
 //! Mounts coming and going: greetings, lock traffic and its recovery, lost clients, fencing, farewells.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Instant;
 
 use zerocopy::IntoBytes;
 
@@ -12,6 +11,7 @@ use crate::format::layout::{MountedClient, NetGreeting};
 use crate::lock::{LockOut, wire};
 use crate::net::Command;
 use crate::quorum::{MountedState, farewells_to_answer};
+use crate::sync::Instant;
 
 use super::core::{Answer, Asker, Job, Outcome, Peers, ServerCore, Step, stored_addr};
 use super::fence::FenceReason;

@@ -5,7 +5,9 @@
 //! (`spec/05 §5.8`, `§5.9`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::sync::Instant;
 
 /// How long the mounts of an earlier server have to report.
 pub(crate) const RECOVERY_TIME: Duration = Duration::from_secs(30);

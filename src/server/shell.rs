@@ -13,9 +13,7 @@
 //! 2. The state is [`ServerState::Down`] only when no write of this server can follow.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
-
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use std::time::Duration;
 
 use crate::block::BlockStore;
 use crate::device::BlockDevice;
@@ -23,7 +21,8 @@ use crate::error::{Error, Result};
 use crate::format::Rid;
 use crate::net::{Command, ServerEvent, ServerNet, ServerNetConfig, Transport};
 use crate::quorum::{Leader, ServerControl, ServerStart, ServerState, votes_needed};
-use crate::sync::{Arc, Mutex, thread};
+use crate::sync::channel::{Receiver, Selected, Sender, select, unbounded};
+use crate::sync::{Arc, Instant, Mutex, thread};
 
 use super::core::{CoreConfig, CoreStatus, Event, Peers, ServerCore};
 use super::fence::{FenceReason, Fencer};
@@ -279,18 +278,14 @@ impl Run {
 
     /// Sleeps until something happens. `None`: the time has come.
     fn wait(&self, events: &Receiver<ServerEvent>, until: Option<Instant>) -> Result<Option<Wakeup>> {
-        let never = crossbeam::channel::never();
-        let timer = until.map_or(never, crossbeam::channel::at);
-        crossbeam::channel::select! {
-            recv(events) -> event => match event {
-                Ok(event) => Ok(Some(Wakeup::Event(Event::Net(event)))),
-                Err(_) => Err(Error::Shutdown("the network of the server has ended".into())),
-            },
-            recv(self.receiver) -> control => Ok(Some(match control {
-                Ok(Control::Fenced { rid, result }) => Wakeup::Event(Event::Fenced { rid, result }),
-                Ok(Control::Stop) | Err(_) => Wakeup::Stop,
-            })),
-            recv(timer) -> _ => Ok(None),
+        match select(events, &self.receiver, until) {
+            Selected::First(Some(event)) => Ok(Some(Wakeup::Event(Event::Net(event)))),
+            Selected::First(None) => Err(Error::Shutdown("the network of the server has ended".into())),
+            Selected::Second(Some(Control::Fenced { rid, result })) => {
+                Ok(Some(Wakeup::Event(Event::Fenced { rid, result })))
+            }
+            Selected::Second(Some(Control::Stop) | None) => Ok(Some(Wakeup::Stop)),
+            Selected::TimedOut => Ok(None),
         }
     }
 }

@@ -10,11 +10,11 @@
 //! 4. Before a commit that a caller starts, it waits for other callers if there were some lately: not longer than half the
 //!    time of the last commit, nor than [`GATHER_TIME`], and not at all if one thread alone asks for commits.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Txn;
 use crate::error::{Error, Result};
-use crate::sync::{Arc, Condvar, Mutex, MutexGuard, Weak, atomic::Ordering::Relaxed, thread};
+use crate::sync::{Arc, Condvar, Instant, Mutex, MutexGuard, Weak, atomic::Ordering::Relaxed, thread};
 
 /// Longest wait for others to join a commit.
 const GATHER_TIME: Duration = Duration::from_millis(5);

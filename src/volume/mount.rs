@@ -24,7 +24,7 @@ use crate::net::{ClientConn, ClientConnConfig, MemTransport, RECONNECT_WAIT, Tra
 use crate::options::VolumeOptions;
 use crate::quorum::{self, MemberConfig, QuorumDisk, QuorumMember};
 use crate::server::{ConfirmFencing, Fencer, LocalServer, RefuseFencing, ServerConfig};
-use crate::sync::{Arc, OnceLock, Weak};
+use crate::sync::{Arc, OnceLock, Weak, random};
 use crate::txn::CommitHook;
 
 /// A mount with all its rooms.
@@ -66,7 +66,7 @@ fn read_supers(meta: &dyn BlockDevice, data: &dyn BlockDevice) -> Result<SuperBl
 
 fn random_rid() -> u64 {
     loop {
-        let rid = rand::random();
+        let rid = random();
         if rid != 0 && rid != u64::MAX {
             return rid;
         }

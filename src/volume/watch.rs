@@ -5,12 +5,12 @@
 //! [`PATIENCE`], no server will ever answer, and every waiting call is failed instead (thread `scoutfs-watch`; it blocks on
 //! nothing but its own pause).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::client::Node;
 use crate::error::{Error, Result};
 use crate::quorum::QuorumMember;
-use crate::sync::{Arc, Condvar, Mutex, thread};
+use crate::sync::{Arc, Condvar, Instant, Mutex, thread};
 
 /// How long a mount on a network of its own may be without a server: longer than an election and the fencing of an earlier
 /// leader take.

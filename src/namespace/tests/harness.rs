@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::VolumeOptions;
 use crate::block::BlockStore;
 use crate::client::{Node, NodeConfig};
 use crate::device::{BlockDevice, MemDevice};
@@ -16,7 +17,6 @@ use crate::server::{ConfirmFencing, Server, ServerConfig, ServerHandle, read_sup
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex};
 use crate::txn::{CommitCtx, CommitHook, Hold};
-use crate::VolumeOptions;
 
 /// Keeps no contents.
 pub(super) struct NoData;

@@ -13,16 +13,15 @@
 use std::fs::{self, File, OpenOptions};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use hashbrown::HashMap;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno as OsErrno;
 
 use super::{FenceReason, Fencer};
 use crate::error::{Error, Result};
 use crate::format::Rid;
-use crate::sync::{Mutex, thread};
+use crate::sync::{HashMap, Instant, Mutex, thread};
 
 /// How long a mount that is just dying is waited for.
 const WAIT: Duration = Duration::from_secs(10);
@@ -46,7 +45,7 @@ impl HostFencer {
     pub fn new(dir: impl Into<PathBuf>) -> Result<HostFencer> {
         let dir = dir.into();
         fs::create_dir_all(&dir).map_err(|e| failed("cannot create", &dir, &e))?;
-        Ok(HostFencer { dir, held: Mutex::new(HashMap::new()) })
+        Ok(HostFencer { dir, held: Mutex::new(HashMap::default()) })
     }
 
     fn mark(&self, rid: Rid) -> PathBuf {
