@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// Options of one mount. Every limit that bounds memory or work is here; the default caches add up to 256 MiB.
+/// Options of one mount. Every limit that bounds memory or work is here; the default caches add up to 256 MiB, and unused inodes
+/// and names to 30 MiB more.
 ///
 /// ```
 /// use scoutfs::VolumeOptions;
@@ -49,6 +50,8 @@ pub struct VolumeOptions {
     pub block_cache_bytes: usize,
     /// Bytes of clean items kept in memory (default 64 MiB). Option `item_cache_mb`.
     pub item_cache_bytes: usize,
+    /// Unused inodes kept in memory, 1,024..=16,777,216 (default 32,768), each with about half a KiB. Option `inode_cache_count`.
+    pub cached_inodes: usize,
     /// Bytes of changed items that may wait for a commit (default 48 MiB). Option `item_dirty_mb`.
     pub item_dirty_bytes: usize,
     /// Bytes of clean file data kept in memory (default 48 MiB). Option `data_cache_mb`.
@@ -74,6 +77,7 @@ impl Default for VolumeOptions {
             commit_interval: Duration::from_secs(10),
             block_cache_bytes: 64 << 20,
             item_cache_bytes: 64 << 20,
+            cached_inodes: 32 << 10,
             item_dirty_bytes: 48 << 20,
             data_cache_bytes: 48 << 20,
             data_dirty_bytes: 32 << 20,
@@ -149,6 +153,7 @@ impl VolumeOptions {
             "commit_interval_ms" => self.commit_interval = ms(100, 60_000)?,
             "block_cache_mb" => self.block_cache_bytes = mib(1 << 20)?,
             "item_cache_mb" => self.item_cache_bytes = mib(1 << 20)?,
+            "inode_cache_count" => self.cached_inodes = num(1 << 10, 1 << 24)? as usize,
             "item_dirty_mb" => self.item_dirty_bytes = mib(1 << 20)?,
             "data_cache_mb" => self.data_cache_bytes = mib(1 << 20)?,
             "data_dirty_mb" => self.data_dirty_bytes = mib(1 << 20)?,

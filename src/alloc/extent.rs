@@ -269,7 +269,16 @@ impl ExtentMap {
 
     /// Takes out the extent with this last block.
     pub(crate) fn take(&mut self, last: u64) -> Option<Extent> {
-        self.map.remove(&last)
+        let taken = self.map.remove(&last);
+        self.free_if_empty();
+        taken
+    }
+
+    /// A map that was used keeps memory for its next entries; there is one map for each file that was written.
+    fn free_if_empty(&mut self) {
+        if self.map.is_empty() {
+            self.map = std::collections::BTreeMap::new();
+        }
     }
 
     /// Inserts and merges.
@@ -297,6 +306,7 @@ impl ExtentMap {
                 break;
             }
         }
+        self.free_if_empty();
     }
 }
 

@@ -33,9 +33,47 @@ const POOL_CHUNKS: usize = 64;
 const EVICT_LOOKS: usize = 16;
 
 /// Aligned, so that devices which bypass the system's cache can use it in place.
-#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C, align(4096))]
-struct PageMem([u8; PAGE]);
+struct Whole([u8; PAGE * CHUNK_PAGES as usize]);
+
+/// Memory of a chunk.
+///
+/// Few pages are not aligned: aligned pages cost an allocator nearly twice their size, and there are many of them when
+/// files are small. A device that needs alignment copies them, as it does with everything small.
+enum Memory {
+    Few(Vec<[u8; PAGE]>),
+    All(Box<Whole>),
+}
+
+impl Default for Memory {
+    fn default() -> Memory {
+        Memory::Few(Vec::new())
+    }
+}
+
+impl Memory {
+    fn pages(&self) -> usize {
+        match self {
+            Memory::Few(pages) => pages.len(),
+            Memory::All(_) => CHUNK_PAGES as usize,
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Memory::Few(pages) => pages.as_bytes(),
+            Memory::All(whole) => &whole.0,
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Memory::Few(pages) => pages.as_mut_bytes(),
+            Memory::All(whole) => &mut whole.0,
+        }
+    }
+}
 
 /// The bits of `n` pages from page `from` of a chunk.
 pub(super) fn mask(from: u64, n: u64) -> u32 {
@@ -67,7 +105,7 @@ pub(super) struct Chunk {
 /// What the lock of a chunk protects.
 #[derive(Default)]
 pub(super) struct ChunkState {
-    mem: Vec<PageMem>,
+    mem: Memory,
     pub(super) valid: u32,
     pub(super) dirty: u32,
     pub(super) writing: u32,
@@ -77,12 +115,12 @@ pub(super) struct ChunkState {
 impl ChunkState {
     /// All bytes there is memory for.
     pub(super) fn bytes(&self) -> &[u8] {
-        self.mem.as_bytes()
+        self.mem.bytes()
     }
 
     /// All bytes there is memory for.
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        self.mem.as_mut_bytes()
+        self.mem.bytes_mut()
     }
 }
 
@@ -105,7 +143,7 @@ pub(super) struct Pages {
     chunks: AtomicUsize,
     /// All of them, oldest first, and some that are gone already.
     queue: Mutex<VecDeque<(Weak<FilePages>, Weak<Chunk>)>>,
-    pool: Mutex<Vec<Vec<PageMem>>>,
+    pool: Mutex<Vec<Box<Whole>>>,
 }
 
 impl Pages {
@@ -128,30 +166,30 @@ impl Pages {
 
     /// Gives `state` memory for its first `pages` pages.
     pub(super) fn grow(&self, state: &mut ChunkState, pages: usize) {
-        let have = state.mem.len();
+        let have = state.mem.pages();
         if have >= pages {
             return;
         }
-        if pages > CHUNK_PAGES as usize / 4 {
-            let free = self.pool.lock().pop();
-            let mut whole =
-                free.unwrap_or_else(|| PageMem::new_vec_zeroed(CHUNK_PAGES as usize).expect("128 KiB of memory"));
-            whole[..have].copy_from_slice(&state.mem);
-            state.mem = whole;
-        } else {
-            state.mem.resize(pages.next_power_of_two(), PageMem([0; PAGE]));
+        match &mut state.mem {
+            Memory::Few(few) if pages <= CHUNK_PAGES as usize / 4 => few.resize(pages.next_power_of_two(), [0; PAGE]),
+            _ => {
+                let free = self.pool.lock().pop();
+                let mut whole = free.unwrap_or_else(|| Whole::new_box_zeroed().expect("128 KiB of memory"));
+                whole.0[..have * PAGE].copy_from_slice(state.bytes());
+                state.mem = Memory::All(whole);
+            }
         }
-        self.bytes.fetch_add((state.mem.len() - have) * PAGE, Relaxed);
+        self.bytes.fetch_add((state.mem.pages() - have) * PAGE, Relaxed);
     }
 
     /// The chunk's memory is not used any more.
     fn release(&self, state: &mut ChunkState) {
         let mem = std::mem::take(&mut state.mem);
-        self.bytes.fetch_sub(mem.len() * PAGE, Relaxed);
-        if mem.len() == CHUNK_PAGES as usize {
+        self.bytes.fetch_sub(mem.pages() * PAGE, Relaxed);
+        if let Memory::All(whole) = mem {
             let mut pool = self.pool.lock();
             if pool.len() < POOL_CHUNKS {
-                pool.push(mem);
+                pool.push(whole);
             }
         }
     }
@@ -223,6 +261,7 @@ impl FilePages {
             return;
         }
         chunks.retain(|_, chunk| !self.discard(&mut chunk.state.write()));
+        free_if_empty(&mut chunks);
         self.generation.store(generation, Release);
     }
 
@@ -251,6 +290,7 @@ impl FilePages {
             return false;
         }
         chunks.remove(&chunk.index);
+        free_if_empty(&mut chunks);
         true
     }
 
@@ -379,6 +419,14 @@ impl FilePages {
         for index in empty {
             chunks.remove(&index);
         }
+        free_if_empty(&mut chunks);
+    }
+}
+
+/// A map that was used keeps memory for its next entries, which is a lot for all the files that have none.
+fn free_if_empty<K, V>(map: &mut BTreeMap<K, V>) {
+    if map.is_empty() {
+        *map = BTreeMap::new();
     }
 }
 

@@ -43,6 +43,15 @@ pub(super) struct Work {
 }
 
 impl Work {
+    /// A chunk has no dirty pages any more that wait for a job.
+    pub(super) fn chunk_done(&mut self, index: u64) {
+        self.dirty_chunks.remove(&index);
+        // A set that was used keeps memory for its next entries; most files are never written again.
+        if self.dirty_chunks.is_empty() {
+            self.dirty_chunks = BTreeSet::new();
+        }
+    }
+
     /// Forgets delayed blocks of `first..=last`; returns how many were promised.
     pub(super) fn forget_delayed(&mut self, first: u64, last: u64) -> u64 {
         let mut promised = 0;

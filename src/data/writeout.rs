@@ -131,7 +131,7 @@ impl Data {
         for index in &indices {
             // Forgotten chunks have nothing to write any more.
             let Some(chunk) = file.pages.chunk(*index) else {
-                file.work.lock().dirty_chunks.remove(index);
+                file.work.lock().chunk_done(*index);
                 continue;
             };
             let dirty = chunk.state.read().dirty;
@@ -172,7 +172,7 @@ impl Data {
             return;
         }
         for part in &parts {
-            part.file.work.lock().dirty_chunks.remove(&part.chunk.index);
+            part.file.work.lock().chunk_done(part.chunk.index);
         }
         self.writer.submit(Job { parts });
     }

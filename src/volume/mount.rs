@@ -142,7 +142,8 @@ impl Mounted {
             cache_bytes: options.data_cache_bytes,
             dirty_bytes: options.data_dirty_bytes,
         })?;
-        let ns = Namespace::new(node.clone(), data.clone(), NamespaceOptions::default());
+        let caches = NamespaceOptions { cached_inodes: options.cached_inodes, ..NamespaceOptions::default() };
+        let ns = Namespace::new(node.clone(), data.clone(), caches);
         node.add_listener(Arc::new(Listener(Arc::downgrade(&data))));
         node.lock(LockName::inode(crate::format::Ino::ROOT), Mode::Read).map(drop)?;
         node.open(&(data.clone() as Arc<dyn CommitHook>))?;
