@@ -15,7 +15,7 @@ use std::sync::Arc;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use scoutfs::Result;
-use scoutfs::device::{FileDevice, FileOptions};
+use scoutfs::device::{self, BlockDevice, FileOptions};
 use scoutfs::offline::{CheckOptions, CheckProgress, CheckReport, Finding, check};
 use serde_json::{Value, json};
 
@@ -29,9 +29,9 @@ struct Args {
     /// List at most this many findings
     #[arg(long, value_name = "NR", default_value_t = 1000)]
     max_findings: usize,
-    /// Metadata device
+    /// Metadata device: a path or nbd://host:port/export
     meta: PathBuf,
-    /// Data device
+    /// Data device, likewise
     data: PathBuf,
 }
 
@@ -71,8 +71,8 @@ fn run(args: &Args) -> Result<CheckReport> {
     report
 }
 
-fn open(path: &Path) -> Result<Arc<FileDevice>> {
-    FileDevice::open(path, &FileOptions { read_only: true, ..FileOptions::default() })
+fn open(path: &Path) -> Result<Arc<dyn BlockDevice>> {
+    device::open(path, &FileOptions { read_only: true, ..FileOptions::default() })
 }
 
 fn to_text(report: &CheckReport) -> String {

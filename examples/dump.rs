@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use scoutfs::Result;
-use scoutfs::device::{FileDevice, FileOptions};
+use scoutfs::device::{self, FileOptions};
 use scoutfs::offline::{DumpOptions, dump};
 
 /// Print the super block, quorum blocks, allocators, trees and items of a scoutfs volume.
@@ -20,7 +20,7 @@ struct Args {
     /// Leave out free extents, list and search entries, and filesystem items
     #[arg(short = 'S', long)]
     skip_likely_huge: bool,
-    /// Metadata device
+    /// Metadata device: a path or nbd://host:port/export
     meta: PathBuf,
 }
 
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let meta = FileDevice::open(&args.meta, &FileOptions { read_only: true, ..FileOptions::default() })?;
+    let meta = device::open(&args.meta, &FileOptions { read_only: true, ..FileOptions::default() })?;
     let mut out = BufWriter::with_capacity(1 << 16, std::io::stdout().lock());
     dump(&*meta, &DumpOptions { skip_likely_huge: args.skip_likely_huge }, &mut out)?;
     // A reader that closed the pipe has seen enough.

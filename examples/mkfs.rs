@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use scoutfs::device::{BlockDevice, FileDevice, FileOptions};
+use scoutfs::device::{self, BlockDevice, FileDevice, FileOptions};
 use scoutfs::offline::{MkfsOptions, QuorumSlot, mkfs, parse_size};
 use scoutfs::{Error, Result};
 
@@ -44,9 +44,9 @@ struct Args {
     /// Quorum slot: number 0 to 14, IPv4 address and port of the member there; at least one
     #[arg(short = 'Q', long, value_name = "NR,ADDR,PORT", required = true)]
     quorum_slot: Vec<QuorumSlot>,
-    /// Metadata device
+    /// Metadata device: a path or nbd://host:port/export
     meta: PathBuf,
-    /// Data device
+    /// Data device, likewise
     data: PathBuf,
 }
 
@@ -89,7 +89,7 @@ fn open(path: &Path, create: Option<u64>) -> Result<Arc<dyn BlockDevice>> {
         FileDevice::create(path, size)?;
     }
     let options = FileOptions { exclusive: true, ..FileOptions::default() };
-    Ok(FileDevice::open(path, &options)?)
+    device::open(path, &options)
 }
 
 fn same_file(a: &Path, b: &Path) -> bool {

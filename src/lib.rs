@@ -65,6 +65,7 @@
 //! | `scoutfs-orphan` | mount | everything that an unlink waits for |
 //! | `scoutfs-merge` | mount | both devices, answers of the server |
 //! | `scoutfs-snapshot` | read-only mount | nothing |
+//! | `scoutfs-nbd` | each [`NbdDevice`](device::NbdDevice) | connecting to its server, receiving from it |
 //! | `scoutfs-quorum` | member | the metadata device (quorum blocks), datagrams with a timeout |
 //! | `scoutfs-server` | leader | both devices; never on a client |
 //! | `scoutfs-fence`, one per fenced node | leader | the [`Fencer`](server::Fencer) |

@@ -18,6 +18,8 @@ mod fault;
 mod file;
 mod mem;
 mod mmap;
+mod nbd;
+mod open;
 mod record;
 #[cfg(test)]
 mod tests;
@@ -26,6 +28,8 @@ pub use fault::{Fault, FaultDevice, FaultOps};
 pub use file::{FileDevice, FileOptions};
 pub use mem::MemDevice;
 pub use mmap::MmapDevice;
+pub use nbd::{NbdDevice, NbdOptions};
+pub use open::open;
 pub use record::{CrashImage, CrashImages, Event, RecordDevice, Recorder, Survive};
 
 use crate::error::{Error, Result};
@@ -55,6 +59,13 @@ pub trait BlockDevice: Send + Sync {
 
     /// Makes all writes that completed before this call durable. A device without a volatile cache may do nothing.
     fn flush(&self) -> Result<()>;
+
+    /// Stores `buf` at `offset` and makes at least this write durable before it returns; earlier writes need a
+    /// [`flush`](Self::flush) as ever.
+    fn write_durable(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.write_at(offset, buf)?;
+        self.flush()
+    }
 
     /// Tells the device that the range holds nothing of worth any more. Its content is undefined afterwards.
     fn discard(&self, offset: u64, len: u64) -> Result<()> {

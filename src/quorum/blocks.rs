@@ -138,8 +138,7 @@ impl QuorumDisk {
             term: term.into(),
             ts: Timespec { sec: (now.tv_sec as u64).into(), nsec: (now.tv_nsec as u32).into(), pad: [0; 4] },
         };
-        self.device.write_at(offset(slot), &encode(&block))?;
-        self.device.flush()
+        self.device.write_durable(offset(slot), &encode(&block))
     }
 }
 

@@ -92,7 +92,6 @@ impl Trees {
         }
         dev.flush()?;
         self.writer.write_super(&*dev, &self.sup)?;
-        dev.flush()?;
 
         self.published(clients);
         Ok(())

@@ -106,6 +106,6 @@ impl SuperWriter {
         if sup.hdr.blkno.get() != SUPER_BLKNO || sup.hdr.magic.get() != MAGIC_SUPER {
             return Err(Error::corrupt("super block", "the copy in memory has a wrong header"));
         }
-        dev.write_at(SUPER_BLKNO * SMALL_BYTES as u64, &SuperWriter::image(sup)[..])
+        dev.write_durable(SUPER_BLKNO * SMALL_BYTES as u64, &SuperWriter::image(sup)[..])
     }
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 pub use status::{ClusterStatus, MemberStatus};
 
 use crate::data::FileExtent;
-use crate::device::{BlockDevice, FileDevice, FileOptions};
+use crate::device::{self, BlockDevice, FileOptions};
 use crate::error::Result;
 use crate::format::Ino;
 use crate::namespace::{
@@ -63,10 +63,11 @@ impl Volume {
         Volume::open_in(meta, data, options, Environment::default())
     }
 
-    /// [`Volume::open`] on two files or block devices, opened exclusively (or read-only, if the options say so).
+    /// [`Volume::open`] on two devices by path or NBD URL ([`device::open`]), opened exclusively (or read-only, if the options
+    /// say so).
     pub fn open_paths(meta: impl AsRef<Path>, data: impl AsRef<Path>, options: VolumeOptions) -> Result<Volume> {
         let how = FileOptions { read_only: options.read_only, exclusive: !options.read_only, ..FileOptions::default() };
-        Volume::open(FileDevice::open(meta, &how)?, FileDevice::open(data, &how)?, options)
+        Volume::open(device::open(meta, &how)?, device::open(data, &how)?, options)
     }
 
     /// [`Volume::open`] with a network and a fencer.
