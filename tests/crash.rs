@@ -6,15 +6,17 @@
 
 #[path = "common/model.rs"]
 mod model;
+#[path = "common/workload.rs"]
+mod workload;
 
 use std::sync::{Arc, Mutex};
 
 use scoutfs::device::{BlockDevice, CrashImage, MemDevice, Recorder, Survive};
-use scoutfs::namespace::{Caller, RenameFlags, XattrFlags};
+use scoutfs::namespace::Caller;
 use scoutfs::offline::{CheckOptions, MkfsOptions, check, mkfs};
 use scoutfs::{Ino, Volume, VolumeOptions};
 
-use model::{History, KEEP_SIZE, Model, Op, PUNCH, ZERO, observe};
+use model::{History, Model, Op, observe};
 
 const IMAGES: usize = 600;
 const THREADS: usize = 10;
@@ -33,58 +35,19 @@ struct Run<'a> {
     history: History,
 }
 
-impl Run<'_> {
-    fn op(&mut self, op: Op) -> Ino {
+impl workload::Run for Run<'_> {
+    type Stop = std::convert::Infallible;
+
+    fn op(&mut self, op: Op) -> Result<Ino, Self::Stop> {
         let at = self.recorder.position();
         assert!(!self.history.last().nested(&op), "the run does what is possible");
-        self.history.step(self.volume, &op, at).unwrap_or_else(|e| panic!("{op:?}: {e}")).unwrap_or(Ino::ROOT)
+        Ok(self.history.step(self.volume, &op, at).unwrap_or_else(|e| panic!("{op:?}: {e}")).unwrap_or(Ino::ROOT))
     }
 
-    fn sync(&mut self) {
+    fn sync(&mut self) -> Result<(), Self::Stop> {
         self.volume.sync().unwrap();
         self.history.synced(self.recorder.position());
-    }
-
-    fn round(&mut self, nr: u64) {
-        let dir = self.op(Op::Mkdir(Ino::ROOT, format!("dir {nr}")));
-        let small = self.op(Op::Create(dir, "small".into()));
-        self.op(Op::Write { ino: small, offset: 0, len: 100, seed: nr });
-        let large = self.op(Op::Create(dir, "large".into()));
-        self.op(Op::Write { ino: large, offset: 0, len: 300_000, seed: nr + 1 });
-        self.sync();
-        self.op(Op::Append { ino: small, len: 5000, seed: nr + 2 });
-        self.op(Op::Write { ino: large, offset: 100_001, len: 70_000, seed: nr + 3 });
-        self.op(Op::SetXattr { ino: small, name: "user.a".into(), len: 3000, seed: nr, flags: XattrFlags::Any });
-        self.op(Op::Link(small, Ino::ROOT, format!("second name {nr}")));
-        self.op(Op::Symlink(dir, "link".into(), "../nowhere".into()));
-        self.sync();
-        self.op(Op::Rename { from: (dir, "large".into()), to: (Ino::ROOT, "large".into()), flags: RenameFlags::NONE });
-        self.op(Op::Truncate(large, 123_456));
-        self.op(Op::Fallocate { ino: small, mode: 0, offset: 8192, len: 100_000 });
-        self.op(Op::Write { ino: small, offset: 40_000, len: 4096, seed: nr + 4 });
-        self.sync();
-        self.op(Op::Fallocate { ino: large, mode: PUNCH, offset: 4096, len: 50_000 });
-        self.op(Op::Fallocate { ino: large, mode: ZERO | KEEP_SIZE, offset: 70_000, len: 20_000 });
-        let sub = self.op(Op::Mkdir(dir, "sub".into()));
-        for i in 0..30 {
-            let ino = self.op(Op::Create(sub, format!("file {i}")));
-            self.op(Op::Append { ino, len: i as usize * 100, seed: nr * 100 + i });
-        }
-        self.sync();
-        for i in 0..25 {
-            self.op(Op::Unlink(sub, format!("file {i}")));
-        }
-        self.op(Op::Rename {
-            from: (sub, "file 28".into()),
-            to: (sub, "file 29".into()),
-            flags: if nr.is_multiple_of(2) { RenameFlags::NONE } else { RenameFlags::EXCHANGE },
-        });
-        self.op(Op::RemoveXattr(small, "user.a".into()));
-        self.sync();
-        self.op(Op::Mkdir(sub, "empty".into()));
-        self.op(Op::Rmdir(sub, "empty".into()));
-        self.op(Op::Unlink(dir, "small".into()));
-        self.op(Op::Unlink(Ino::ROOT, format!("second name {nr}")));
+        Ok(())
     }
 }
 
@@ -114,7 +77,7 @@ fn every_crash_keeps_what_was_synced() {
     let volume = Volume::open(m, d, VolumeOptions::member(0)).unwrap();
     let mut run = Run { volume: &volume, recorder: &recorder, history: History::new(Model::new()) };
     for nr in 0..3 {
-        run.round(nr);
+        let Ok(()) = workload::round(&mut run, nr);
     }
     let mut history = run.history;
     assert!(observe(&volume).unwrap() == *history.last(), "{}", observe(&volume).unwrap().difference(history.last()));

@@ -1,16 +1,17 @@
 //! Ends a mount that cannot go on, so that nothing waits for ever.
 //!
 //! A mount waits for a server as long as it takes: on a shared network another member may take over at any time. On a network
-//! of its own there is nobody else. If its one member has left the election because the device fails, or cannot lead for
-//! [`PATIENCE`], no server will ever answer, and every waiting call is failed instead (thread `scoutfs-watch`; it blocks on
-//! nothing but its own pause).
+//! of its own there is nobody else. If its one member has left the election because the device fails, or the mount is without
+//! a server for [`PATIENCE`] (because its member cannot lead, or because it cannot read who leads), nothing will ever answer,
+//! and every waiting call is failed instead (thread `scoutfs-watch`; it blocks on nothing but its own pause).
 
 use std::time::Duration;
 
 use crate::client::Node;
 use crate::error::{Error, Result};
+use crate::net::ClientConn;
 use crate::quorum::QuorumMember;
-use crate::sync::{Arc, Condvar, Instant, Mutex, thread};
+use crate::sync::{Arc, Condvar, Instant, Mutex, OnceLock, Weak, thread};
 
 /// How long a mount on a network of its own may be without a server: longer than an election and the fencing of an earlier
 /// leader take.
@@ -25,20 +26,24 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Watches over a mount on a network of its own.
-    pub(super) fn start(node: &Arc<Node>, member: &Arc<QuorumMember>) -> Result<Watch> {
+    pub(super) fn start(
+        node: &Arc<Node>,
+        member: &Arc<QuorumMember>,
+        conn: Arc<OnceLock<Weak<ClientConn>>>,
+    ) -> Result<Watch> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let (node, member, stopped) = (Arc::downgrade(node), Arc::downgrade(member), stop.clone());
         let run = move || {
-            let mut led = Instant::now();
+            let mut served = Instant::now();
             let mut end = stopped.0.lock();
             while !*end {
                 let (Some(node), Some(member)) = (node.upgrade(), member.upgrade()) else { return };
-                let status = member.status();
-                if status.leader {
-                    led = Instant::now();
+                if conn.get().and_then(Weak::upgrade).is_some_and(|conn| conn.status().connected) {
+                    served = Instant::now();
                 }
-                if status.failed.is_some() || led.elapsed() > PATIENCE {
-                    tracing::error!(failed = ?status.failed, "no server can be had any more: the mount ends");
+                let failed = member.status().failed;
+                if failed.is_some() || served.elapsed() > PATIENCE {
+                    tracing::error!(?failed, "no server can be had any more: the mount ends");
                     return node.force_down();
                 }
                 drop((node, member));

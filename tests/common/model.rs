@@ -407,12 +407,14 @@ pub(crate) struct History {
     states: Vec<(usize, Model)>,
     /// Events of the devices when a sync had returned, and the state it promised.
     syncs: Vec<(usize, usize)>,
+    /// The last call failed: it may have been done in part.
+    uncertain: bool,
 }
 
 impl History {
     /// Begins with what is durable already.
     pub(crate) fn new(start: Model) -> History {
-        History { states: vec![(0, start)], syncs: vec![(0, 0)] }
+        History { states: vec![(0, start)], syncs: vec![(0, 0)], uncertain: false }
     }
 
     pub(crate) fn last(&self) -> &Model {
@@ -429,12 +431,14 @@ impl History {
                     .apply(op, || made.expect("this call makes one"))
                     .unwrap_or_else(|e| panic!("{op:?} should fail: {e}"));
                 self.states.push((position, model));
+                self.uncertain = false;
                 Ok(made)
             }
             Err(e) => {
                 if !matches!(op, Op::Mkdir(..) | Op::Create(..) | Op::Symlink(..)) {
                     model.apply(op, || unreachable!("makes none")).expect("the test does what is possible");
                     self.states.push((position, model));
+                    self.uncertain = true;
                 }
                 Err(e)
             }
@@ -443,7 +447,7 @@ impl History {
 
     /// A sync has returned.
     pub(crate) fn synced(&mut self, position: usize) {
-        self.syncs.push((position, self.states.len() - 1));
+        self.syncs.push((position, self.states.len() - 1 - usize::from(self.uncertain)));
     }
 
     /// Whether a volume may look like this after a crash at event `cut`: like after any call that had begun since the last
