@@ -139,4 +139,4 @@ pub use format::Ino;
 #[cfg(not(loom))]
 pub use options::VolumeOptions;
 #[cfg(not(loom))]
-pub use volume::{ClusterStatus, Environment, MemberStatus, OpenInode, Volume};
+pub use volume::{ClusterStatus, Environment, LockReport, MemberStatus, OpenInode, Role, Volume};

@@ -37,6 +37,8 @@ pub(crate) use client::{LockClient, LockClientConfig};
 pub(crate) use guard::{Lock, LockGuard};
 pub(crate) use mode::Mode;
 pub(crate) use name::{LOCK_GROUP, LockName};
+#[cfg(not(loom))]
+pub use server::LockReport;
 #[cfg(test)]
 use server::Recovered;
 pub(crate) use server::{LockOut, LockServer};

@@ -45,6 +45,19 @@ pub(crate) enum LockOut {
     Invalidate { rid: u64, lock: NetLock },
 }
 
+/// One lock as the server sees it, for people. The parties are rids with the modes they have or want.
+#[derive(Clone, Debug)]
+pub struct LockReport {
+    /// The first key that the lock covers.
+    pub name: String,
+    /// Who holds it.
+    pub held: Vec<(u64, String)>,
+    /// Who holds it still, and has been asked to give it up or to reduce it.
+    pub giving_up: Vec<(u64, String)>,
+    /// Who waits for it, in order.
+    pub waiting: Vec<(u64, String)>,
+}
+
 /// What [`LockServer::recovered`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Recovered {
@@ -351,6 +364,23 @@ impl LockServer {
         }
     }
 
+    /// At most `max` locks: first those that somebody waits for, by name.
+    pub(crate) fn report(&self, max: usize) -> Vec<LockReport> {
+        let waited = |l: &ServerLock| !l.requested.is_empty() || !l.invalidated.is_empty();
+        let (mut busy, idle): (Vec<_>, Vec<_>) = self.locks.iter().partition(|(_, l)| waited(l));
+        busy.sort_unstable_by_key(|(name, _)| **name);
+        busy.into_iter()
+            .chain(idle)
+            .take(max)
+            .map(|(name, l)| LockReport {
+                name: name.to_string(),
+                held: l.granted.iter().map(|g| (g.rid, g.mode.to_string())).collect(),
+                giving_up: l.invalidated.iter().map(|i| (i.rid, i.mode.to_string())).collect(),
+                waiting: l.requested.iter().map(|q| (q.rid, q.mode.to_string())).collect(),
+            })
+            .collect()
+    }
+
     /// One line for each lock, in key order, for diagnostics.
     #[cfg(test)]
     pub(crate) fn dump(&self) -> Vec<String> {
@@ -380,7 +410,6 @@ impl LockServer {
     }
 
     /// Locks in memory.
-    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.locks.len()
     }

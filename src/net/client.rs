@@ -91,6 +91,8 @@ pub(crate) struct ConnStatus {
     pub(crate) pending: usize,
     /// Sockets that got a good greeting so far.
     pub(crate) greetings: u64,
+    /// Where the server was that accepted the greeting last.
+    pub(crate) server: Option<SocketAddr>,
 }
 
 /// A thread that waits for an answer.
@@ -147,6 +149,7 @@ pub(super) struct Own {
     /// Term of the last server that accepted the greeting.
     pub(super) term: u64,
     pub(super) greetings: u64,
+    pub(super) server: Option<SocketAddr>,
     pub(super) last_error: Option<Error>,
     /// The socket of the running attempt, greeted or not.
     pub(super) stream: Option<Arc<dyn Stream>>,
@@ -284,6 +287,7 @@ impl ClientConn {
             last_error: state.own.last_error.clone(),
             pending: state.session.pending(),
             greetings: state.own.greetings,
+            server: state.own.server,
         }
     }
 

@@ -159,6 +159,7 @@ impl Dialer {
                 state.own.term = term;
             }
             state.own.greetings += 1;
+            state.own.server = Some(stream.peer_addr());
             state.own.greeting_in_flight = false;
             state.own.maybe_recorded = true;
             is_new

@@ -26,17 +26,20 @@ pub struct TcpOptions {
     /// Silence that breaks a connection, at least 4 s (mount option `tcp_keepalive_timeout_ms`). Below 4 s the idle
     /// time of the keepalive, which is whole seconds and three less than this, would be 0.
     pub keepalive_timeout: Duration,
+    /// Address from which streams to servers come, where the host has several: it is what a fencer is told of a mount.
+    pub source: Option<Ipv4Addr>,
 }
 
 impl Default for TcpOptions {
     fn default() -> TcpOptions {
-        TcpOptions { keepalive_timeout: Duration::from_secs(24) }
+        TcpOptions { keepalive_timeout: Duration::from_secs(24), source: None }
     }
 }
 
 /// The kernel's network.
 pub struct TcpTransport {
     keepalive_timeout: Duration,
+    source: Option<Ipv4Addr>,
 }
 
 impl TcpTransport {
@@ -46,7 +49,7 @@ impl TcpTransport {
         if timeout < Duration::from_secs(4) || timeout > Duration::from_secs(3600) {
             return Err(Error::invalid(format!("keepalive timeout {timeout:?} is not in 4 s .. 1 h")));
         }
-        Ok(Arc::new(TcpTransport { keepalive_timeout: timeout }))
+        Ok(Arc::new(TcpTransport { keepalive_timeout: timeout, source: options.source }))
     }
 
     fn new_socket(&self, kind: Type, protocol: Protocol) -> io::Result<Socket> {
@@ -101,9 +104,15 @@ impl Transport for TcpTransport {
     }
 
     fn connect(&self, addr: SocketAddr, timeout: Duration) -> Result<Arc<dyn Stream>> {
-        TcpStream::connect_timeout(&addr, timeout)
-            .and_then(|stream| self.connected(stream))
-            .map_err(|e| socket_error("connect to", addr, &e))
+        let open = || -> io::Result<Arc<dyn Stream>> {
+            let socket = self.new_socket(Type::STREAM, Protocol::TCP)?;
+            if let Some(source) = self.source {
+                socket.bind(&SocketAddr::from((source, 0)).into())?;
+            }
+            socket.connect_timeout(&addr.into(), timeout)?;
+            self.connected(socket.into())
+        };
+        open().map_err(|e| socket_error("connect to", addr, &e))
     }
 
     fn datagrams(&self, addr: SocketAddr) -> Result<Arc<dyn Datagrams>> {

@@ -27,7 +27,7 @@ mod scan;
 mod tests;
 
 pub(crate) use blocks::QuorumDisk;
-pub(crate) use config::{slot_addr, validate_config, votes_needed};
+pub(crate) use config::{present_slots, slot_addr, validate_config, votes_needed};
 pub(crate) use farewell::{MountedState, farewells_to_answer};
 pub(crate) use member::{MemberConfig, QuorumMember, ServerControl, ServerStart, ServerState};
 pub(crate) use scan::{Leader, find_server};

@@ -21,6 +21,7 @@ mod omap;
 mod reclaim;
 mod records;
 mod recovery;
+mod report;
 mod shadow;
 mod shell;
 mod splice;
@@ -34,6 +35,7 @@ use crate::format::layout::NetStatfs;
 use crate::sync::Arc;
 
 pub use fence::{CommandFencer, ConfirmFencing, FenceReason, Fencer, HostFencer, RefuseFencing};
+pub use report::{ClientReport, ClientState, ServerReport};
 pub(crate) use shadow::read_super;
 pub(crate) use shell::{LocalServer, ServerConfig};
 #[cfg(test)]

@@ -97,6 +97,10 @@ impl Fences {
         self.waiting.contains_key(&rid)
     }
 
+    pub(crate) fn rids(&self) -> impl Iterator<Item = u64> {
+        self.waiting.keys().copied()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.waiting.len()
     }

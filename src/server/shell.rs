@@ -26,6 +26,7 @@ use crate::sync::{Arc, Instant, Mutex, thread};
 
 use super::core::{CoreConfig, CoreStatus, Event, Peers, ServerCore};
 use super::fence::{FenceReason, Fencer};
+use super::report::ServerReport;
 use super::trees::Trees;
 
 /// How long the fencing of earlier leaders may take (`spec/05 §3.6`).
@@ -73,6 +74,7 @@ pub(crate) struct ServerStatus {
 enum Control {
     Stop,
     Fenced { rid: u64, result: Result<()> },
+    Report(Sender<Result<ServerReport>>),
 }
 
 struct Shared {
@@ -139,6 +141,16 @@ impl ServerHandle {
     /// For people.
     pub(crate) fn status(&self) -> ServerStatus {
         self.shared.status.lock().clone()
+    }
+
+    /// What it knows; `None` if it does not serve, or is too busy to answer in `patience`.
+    pub(crate) fn report(&self, patience: Duration) -> Option<Result<ServerReport>> {
+        if self.state() != ServerState::Up {
+            return None;
+        }
+        let (answer, receiver) = unbounded();
+        self.control.send(Control::Report(answer)).ok()?;
+        receiver.recv_deadline(Instant::now() + patience).ok()
     }
 
     /// Asks it to stop, without waiting.
@@ -230,6 +242,8 @@ impl Run {
                     result?;
                     missing.retain(|m| *m != rid);
                 }
+                // Whoever asked sees that there is no answer.
+                Ok(Control::Report(_)) => {}
                 Err(_) => return Err(Error::Busy(format!("leader {rid:016x} has not been fenced in time"))),
             }
         }
@@ -262,12 +276,14 @@ impl Run {
             match first {
                 Some(Wakeup::Stop) => return Ok(()),
                 Some(Wakeup::Event(event)) => core.handle(now, event, &mut peers)?,
+                Some(Wakeup::Report(answer)) => drop(answer.send(core.report(self.start.term))),
                 None => {}
             }
             for control in self.receiver.try_iter() {
                 match control {
                     Control::Stop => return Ok(()),
                     Control::Fenced { rid, result } => core.handle(now, Event::Fenced { rid, result }, &mut peers)?,
+                    Control::Report(answer) => drop(answer.send(core.report(self.start.term))),
                 }
             }
             for event in events.try_iter().take(BATCH) {
@@ -284,6 +300,7 @@ impl Run {
             Selected::Second(Some(Control::Fenced { rid, result })) => {
                 Ok(Some(Wakeup::Event(Event::Fenced { rid, result })))
             }
+            Selected::Second(Some(Control::Report(answer))) => Ok(Some(Wakeup::Report(answer))),
             Selected::Second(Some(Control::Stop) | None) => Ok(Some(Wakeup::Stop)),
             Selected::TimedOut => Ok(None),
         }
@@ -293,6 +310,7 @@ impl Run {
 enum Wakeup {
     Stop,
     Event(Event),
+    Report(Sender<Result<ServerReport>>),
 }
 
 /// The core's way out: the connections and the fencing threads.

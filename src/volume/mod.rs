@@ -10,7 +10,7 @@ mod watch;
 
 use std::path::Path;
 
-pub use status::{ClusterStatus, MemberStatus};
+pub use status::{ClusterStatus, LockReport, MemberStatus, Role};
 
 use crate::data::FileExtent;
 use crate::device::{self, BlockDevice, FileOptions};

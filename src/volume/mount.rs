@@ -33,6 +33,10 @@ pub(super) struct Mounted {
     pub(super) data: Arc<Data>,
     pub(super) node: Arc<Node>,
     pub(super) member: Option<Arc<QuorumMember>>,
+    /// The member's server, for a look at it.
+    pub(super) server: Weak<LocalServer>,
+    /// The present quorum slots.
+    pub(super) slots: Vec<(usize, SocketAddr)>,
     /// Empty for a read-only mount, which has no server.
     pub(super) conn: Arc<OnceLock<Weak<ClientConn>>>,
     closed: bool,
@@ -89,7 +93,7 @@ impl Mounted {
         let store = BlockStore::new(meta.clone(), fsid, options.block_cache_bytes);
         let config =
             NodeConfig { store: store.clone(), data_dev: data_dev.clone(), rid, fmt_vers: sb.fmt_vers.get(), options };
-        let (mut member, mut mark, mut private) = (None, None, false);
+        let (mut member, mut server, mut mark, mut private) = (None, Weak::new(), None, false);
         let conn = Arc::default();
         let node = if options.read_only {
             Node::new(config, |inbox| {
@@ -110,7 +114,9 @@ impl Mounted {
             let transport = environment.transport.unwrap_or_else(|| MemTransport::new());
             fencer.mounted(Rid(rid))?;
             mark = Some(Mark { fencer: fencer.clone(), rid: Rid(rid), clean: false });
-            member = network.join_quorum(&transport, fencer, private)?;
+            if let Some((started, its_server)) = network.join_quorum(&transport, fencer, private)? {
+                (member, server) = (Some(started), its_server);
+            }
             Node::new(config, |inbox| network.connect(transport, inbox))?
         };
         let watch = match &member {
@@ -119,7 +125,10 @@ impl Mounted {
         };
         let opened = Mounted::build(node.clone(), options);
         match opened {
-            Ok((ns, data)) => Ok(Mounted { ns, data, node, member, conn, closed: false, mark, watch }),
+            Ok((ns, data)) => {
+                let slots = quorum::present_slots(&sb.qconf).collect();
+                Ok(Mounted { ns, data, node, member, server, slots, conn, closed: false, mark, watch })
+            }
             Err(e) => {
                 // A mount that fails half way says farewell, so that nobody has to fence it.
                 let left = node.leave();
@@ -222,12 +231,12 @@ impl Network<'_> {
         transport: &Arc<dyn Transport>,
         fencer: Arc<dyn Fencer>,
         private: bool,
-    ) -> Result<Option<Arc<QuorumMember>>> {
+    ) -> Result<Option<(Arc<QuorumMember>, Weak<LocalServer>)>> {
         let Some(slot) = self.options.quorum_slot.map(usize::from) else { return Ok(None) };
         let addr = quorum::slot_addr(&self.sb.qconf, slot).ok_or_else(|| Error::invalid("the slot is not present"))?;
         let member: Arc<OnceLock<Weak<QuorumMember>>> = Arc::default();
         let (changed, conn) = (member.clone(), self.conn.clone());
-        let server = LocalServer::new(ServerConfig {
+        let server = Arc::new(LocalServer::new(ServerConfig {
             store: self.store.clone(),
             data_dev: Some(self.data_dev.clone()),
             flush_data: !private,
@@ -244,7 +253,7 @@ impl Network<'_> {
                     conn.wake();
                 }
             }),
-        });
+        }));
         let started = QuorumMember::start(MemberConfig {
             fsid: self.sb.hdr.fsid.get(),
             rid: self.rid,
@@ -253,12 +262,12 @@ impl Network<'_> {
             heartbeat_timeout: self.options.heartbeat_timeout,
             transport: transport.clone(),
             disk: self.disk(),
-            server: Arc::new(server),
+            server: server.clone(),
         })?;
         let _ = member.set(Arc::downgrade(&started));
         // The server may have become ready before it knew whom to tell.
         started.server_changed();
-        Ok(Some(started))
+        Ok(Some((started, Arc::downgrade(&server))))
     }
 
     fn connect(&self, transport: Arc<dyn Transport>, inbox: &Arc<Inbox>) -> Result<Arc<dyn ServerLink>> {

@@ -192,7 +192,8 @@ fn defect_51_a_first_greeting_without_answer_is_taken_over() {
 /// Timeouts from 3001 to 3999 ms were accepted and gave connections that never worked.
 #[test]
 fn defect_53_keepalive_timeouts_below_4_s_are_refused() {
-    let new = |ms| TcpTransport::new(TcpOptions { keepalive_timeout: Duration::from_millis(ms) });
+    let new =
+        |ms| TcpTransport::new(TcpOptions { keepalive_timeout: Duration::from_millis(ms), ..TcpOptions::default() });
     assert!(new(3999).is_err());
     let transport = new(4000).unwrap();
     let listener = transport.listen(([127, 0, 0, 1], 0).into()).unwrap();

@@ -7,16 +7,22 @@
 //! host use. The kernel drops the lock when the last descriptor is closed, which at the end of a process comes after
 //! its system calls, device writes included, have returned. Whoever gets the lock knows that the mount is gone.
 //!
-//! What it does not do: it never kills anything, and it knows nothing of mounts on other hosts: a rid without a file is
-//! refused.
+//! A mount that is alive but does not answer (stopped, or cut off from the server) has to go as well: the file says which process
+//! it is, and with [`HostFencer::killing`] that process is killed if it does not end by itself. Its start time, which is
+//! written with the number, keeps another process that got the same number safe.
+//!
+//! What it does not do: it knows nothing of mounts on other hosts (a rid without a file is refused), and it never kills the
+//! process it is part of.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno as OsErrno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{FenceReason, Fencer};
 use crate::error::{Error, Result};
@@ -25,6 +31,9 @@ use crate::sync::{HashMap, Instant, Mutex, thread};
 
 /// How long a mount that is just dying is waited for.
 const WAIT: Duration = Duration::from_secs(10);
+
+/// How long a mount that is alive may take to end by itself before it is killed.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// How often its lock is tried.
 const TRY: Duration = Duration::from_millis(50);
@@ -38,6 +47,7 @@ const TRY: Duration = Duration::from_millis(50);
 pub struct HostFencer {
     dir: PathBuf,
     held: Mutex<HashMap<u64, File>>,
+    kill: bool,
 }
 
 impl HostFencer {
@@ -45,7 +55,13 @@ impl HostFencer {
     pub fn new(dir: impl Into<PathBuf>) -> Result<HostFencer> {
         let dir = dir.into();
         fs::create_dir_all(&dir).map_err(|e| failed("cannot create", &dir, &e))?;
-        Ok(HostFencer { dir, held: Mutex::new(HashMap::default()) })
+        Ok(HostFencer { dir, held: Mutex::new(HashMap::default()), kill: false })
+    }
+
+    /// Kills the process of a mount that must be fenced and is alive (SIGKILL), instead of refusing.
+    pub fn killing(mut self) -> HostFencer {
+        self.kill = true;
+        self
     }
 
     fn mark(&self, rid: Rid) -> PathBuf {
@@ -66,6 +82,29 @@ fn try_lock(file: &File, path: &Path) -> Result<bool> {
     }
 }
 
+/// When a process was started, in ticks since the boot; `None` if there is no such process.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name of the program, in parentheses, may contain anything.
+    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+}
+
+/// Kills the process that the mark at `path` names, if it is the one that wrote it, and not this one.
+pub(super) fn kill_holder(path: &Path, rid: Rid) -> Result<()> {
+    let text = fs::read_to_string(path).map_err(|e| failed("cannot read", path, &e))?;
+    let (pid, started) = text.trim_end().split_once(' ').unwrap_or_default();
+    let (Ok(pid), Ok(started)) = (pid.parse::<u32>(), started.parse::<u64>()) else { return Ok(()) };
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let Some(number) = number.filter(|_| pid > 1 && pid != std::process::id()) else { return Ok(()) };
+    // A handle first: from here on the number cannot come to mean another process.
+    let Ok(handle) = pidfd_open(number, PidfdFlags::empty()) else { return Ok(()) };
+    if start_time(pid) == Some(started) {
+        tracing::warn!(pid, rid = format_args!("{:016x}", rid.0), "killing a mount that has to be fenced");
+        pidfd_send_signal(handle, Signal::KILL).map_err(|e| failed("cannot kill the process of", path, &e.into()))?;
+    }
+    Ok(())
+}
+
 impl Fencer for HostFencer {
     fn fence(&self, rid: Rid, addr: Option<IpAddr>, reason: FenceReason) -> Result<()> {
         let path = self.mark(rid);
@@ -78,9 +117,14 @@ impl Fencer for HostFencer {
             }
             Err(e) => return Err(failed("cannot open", &path, &e)),
         };
-        let deadline = Instant::now() + WAIT;
+        let start = Instant::now();
+        let mut kill = self.kill;
         while !try_lock(&file, &path)? {
-            if Instant::now() >= deadline {
+            if kill && start.elapsed() >= GRACE {
+                kill = false;
+                kill_holder(&path, rid)?;
+            }
+            if start.elapsed() >= WAIT {
                 return Err(Error::Busy(format!("mount {:016x} must be fenced ({reason}), but is alive here", rid.0)));
             }
             thread::sleep(TRY);
@@ -97,7 +141,11 @@ impl Fencer for HostFencer {
             .create(true)
             .truncate(false)
             .open(&path)
-            .and_then(|file| file.sync_all().map(|()| file))
+            .and_then(|mut file| {
+                let pid = std::process::id();
+                file.write_all(format!("{pid} {}\n", start_time(pid).unwrap_or_default()).as_bytes())?;
+                file.sync_all().map(|()| file)
+            })
             .map_err(|e| failed("cannot create", &path, &e))?;
         if !try_lock(&file, &path)? {
             return Err(Error::Busy(format!("mount {:016x} exists already", rid.0)));

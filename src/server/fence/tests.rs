@@ -35,6 +35,33 @@ fn a_mount_of_this_host_is_confirmed_when_it_is_gone() {
     ours.fence(Rid(1), None, REASON).unwrap();
 }
 
+/// What went wrong: a mount that was stopped (SIGSTOP) stayed alive for ever, so that no other member could take over.
+#[test]
+fn a_mount_that_hangs_is_killed() {
+    use std::process::{Command, Stdio};
+    let dir = tempfile::tempdir().unwrap();
+    let mark = dir.path().join(format!("{:016x}", 7));
+    std::fs::write(&mark, "").unwrap();
+    let mut stopped = Command::new("flock")
+        .args(["--no-fork", mark.to_str().unwrap(), "sh", "-c"])
+        .arg("echo $$ $(sed 's/.*) //' /proc/$$/stat | cut -d' ' -f20) > \"$0\"; echo; exec sleep 1000")
+        .arg(&mark)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Read::read_exact(&mut stopped.stdout.take().unwrap(), &mut [0]).unwrap();
+    let text = std::fs::read_to_string(&mark).unwrap();
+    let (pid, started) = text.trim().split_once(' ').unwrap();
+    assert_eq!(pid, stopped.id().to_string());
+    // Another process that has got the number is left alone.
+    std::fs::write(&mark, format!("{pid} {}\n", started.parse::<u64>().unwrap() + 1)).unwrap();
+    super::host::kill_holder(&mark, Rid(7)).unwrap();
+    assert!(stopped.try_wait().unwrap().is_none());
+    std::fs::write(&mark, text).unwrap();
+    HostFencer::new(dir.path()).unwrap().killing().fence(Rid(7), None, REASON).unwrap();
+    assert!(!stopped.wait().unwrap().success());
+}
+
 #[test]
 fn a_clean_end_leaves_no_mark_and_a_forced_one_can_be_confirmed() {
     let dir = tempfile::tempdir().unwrap();

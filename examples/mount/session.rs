@@ -1,0 +1,71 @@
+//! A volume shown at a directory through FUSE, until it is unmounted or a signal comes.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fuser::{Config, MountOption, Session, SessionACL};
+use scoutfs::Volume;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::frontend::FrontEnd;
+use crate::options::FrontOptions;
+
+/// Signals that end a mount in order. They are caught from here on, so that none can end the process half way through
+/// opening.
+pub(crate) fn catch_signals() -> std::io::Result<Signals> {
+    Signals::new([SIGINT, SIGTERM, SIGHUP])
+}
+
+/// Serves `dir` until it is unmounted. `name` is what `mount` and `df` show; `ready` is called when the directory can be used.
+pub(crate) fn serve(
+    volume: &Arc<Volume>,
+    name: &Path,
+    dir: &Path,
+    (read_only, front): (bool, &FrontOptions),
+    mut signals: Signals,
+    ready: impl FnOnce(),
+) -> Result<(), Box<dyn std::error::Error>> {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(name.display().to_string()),
+        MountOption::Subtype("scoutfs".into()),
+        MountOption::DefaultPermissions,
+        MountOption::NoAtime,
+    ];
+    if read_only {
+        config.mount_options.push(MountOption::RO);
+    }
+    if rustix::process::geteuid().is_root() {
+        config.mount_options.extend([MountOption::Dev, MountOption::Suid]);
+    }
+    config.acl = if front.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(front.threads);
+    config.clone_fd = true;
+
+    let mut session = Session::new(FrontEnd::new(volume.clone(), front.max_write), dir, &config)?;
+    let mut unmounter = session.unmount_callable();
+    let ending = Arc::new(AtomicBool::new(false));
+    let handle = signals.handle();
+    let watcher = std::thread::Builder::new().name("signals".into()).spawn({
+        let ending = ending.clone();
+        move || {
+            for _ in signals.forever() {
+                ending.store(true, Ordering::Relaxed);
+                if let Err(e) = unmounter.unmount() {
+                    eprintln!("cannot unmount: {e}");
+                }
+            }
+        }
+    })?;
+    ready();
+    println!("mounted {}", dir.display());
+    let served = session.run();
+    handle.close();
+    let _ = watcher.join();
+    match served {
+        Err(e) if !ending.load(Ordering::Relaxed) => Err(e.into()),
+        _ => Ok(()),
+    }
+}
