@@ -6,6 +6,8 @@
 
 #[path = "common/model.rs"]
 mod model;
+#[path = "common/op.rs"]
+mod op;
 #[path = "common/workload.rs"]
 mod workload;
 
@@ -16,7 +18,8 @@ use scoutfs::namespace::Caller;
 use scoutfs::offline::{CheckOptions, MkfsOptions, check, mkfs};
 use scoutfs::{Ino, Volume, VolumeOptions};
 
-use model::{History, Model, Op, observe};
+use model::{History, Model, observe};
+use op::Op;
 
 const IMAGES: usize = 600;
 const THREADS: usize = 10;

@@ -9,6 +9,8 @@
 
 #[path = "common/model.rs"]
 mod model;
+#[path = "common/op.rs"]
+mod op;
 #[path = "common/workload.rs"]
 mod workload;
 
@@ -21,7 +23,8 @@ use scoutfs::namespace::Caller;
 use scoutfs::offline::{CheckOptions, MkfsOptions, check, mkfs};
 use scoutfs::{Ino, Volume, VolumeOptions};
 
-use model::{History, Model, Op, observe};
+use model::{History, Model, observe};
+use op::Op;
 use workload::Run as _;
 
 const RUNS: u64 = 150;

@@ -5,6 +5,8 @@
 
 #[path = "common/model.rs"]
 mod model;
+#[path = "common/op.rs"]
+mod op;
 
 use std::sync::Arc;
 
@@ -16,7 +18,8 @@ use scoutfs::namespace::{RenameFlags, XattrFlags};
 use scoutfs::offline::{CheckOptions, MkfsOptions, check, mkfs};
 use scoutfs::{Errno, Ino, Volume, VolumeOptions};
 
-use model::{Content, History, KEEP_SIZE, Model, Op, PUNCH, ZERO, observe};
+use model::{Content, History, Model, observe};
+use op::{KEEP_SIZE, Op, PUNCH, ZERO};
 
 const CASES: u64 = 12;
 const CALLS: usize = 600;

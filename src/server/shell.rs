@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::format::Rid;
 use crate::net::{Command, ServerEvent, ServerNet, ServerNetConfig, Transport};
 use crate::quorum::{Leader, ServerControl, ServerStart, ServerState, votes_needed};
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::channel::{Receiver, Selected, Sender, select, unbounded};
 use crate::sync::{Arc, Instant, Mutex, thread};
 
@@ -141,6 +142,10 @@ impl ServerHandle {
     /// For people.
     pub(crate) fn status(&self) -> ServerStatus {
         self.shared.status.lock().clone()
+    }
+
+    fn ended_corrupt(&self) -> bool {
+        matches!(self.shared.status.lock().failed, Some(Error::Corrupt { .. }))
     }
 
     /// What it knows; `None` if it does not serve, or is too busy to answer in `patience`.
@@ -345,12 +350,20 @@ impl Peers for NetPeers<'_> {
 pub(crate) struct LocalServer {
     config: ServerConfig,
     current: Mutex<Option<Arc<ServerHandle>>>,
+    /// Servers before the current one that ended because of what they found on the device.
+    corrupt_ends: AtomicU32,
 }
 
 impl LocalServer {
     /// No server runs yet; every one that is started will be made of this.
     pub(crate) fn new(config: ServerConfig) -> LocalServer {
-        LocalServer { config, current: Mutex::new(None) }
+        LocalServer { config, current: Mutex::new(None), corrupt_ends: AtomicU32::new(0) }
+    }
+
+    /// How many servers of this mount have ended because the volume is damaged.
+    pub(crate) fn corrupt_ends(&self) -> u32 {
+        let current = self.handle().is_some_and(|s| s.ended_corrupt());
+        self.corrupt_ends.load(Ordering::Relaxed) + u32::from(current)
     }
 
     /// The server that was started last.
@@ -362,6 +375,9 @@ impl LocalServer {
 impl ServerControl for LocalServer {
     fn start_server(&self, start: ServerStart) {
         let old = self.current.lock().take();
+        if old.as_ref().is_some_and(|s| s.ended_corrupt()) {
+            self.corrupt_ends.fetch_add(1, Ordering::Relaxed);
+        }
         // It is down, or quorum would not start another; dropping it joins a thread that has ended.
         drop(old);
         match Server::start(self.config.clone(), start) {

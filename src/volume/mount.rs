@@ -120,7 +120,7 @@ impl Mounted {
             Node::new(config, |inbox| network.connect(transport, inbox))?
         };
         let watch = match &member {
-            Some(member) if private => Some(Watch::start(&node, member, conn.clone())?),
+            Some(member) if private => Some(Watch::start(&node, member, server.clone(), conn.clone())?),
             _ => None,
         };
         let opened = Mounted::build(node.clone(), options);

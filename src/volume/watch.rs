@@ -1,9 +1,11 @@
 //! Ends a mount that cannot go on, so that nothing waits for ever.
 //!
 //! A mount waits for a server as long as it takes: on a shared network another member may take over at any time. On a network
-//! of its own there is nobody else. If its one member has left the election because the device fails, or the mount is without
-//! a server for [`PATIENCE`] (because its member cannot lead, or because it cannot read who leads), nothing will ever answer,
-//! and every waiting call is failed instead (thread `scoutfs-watch`; it blocks on nothing but its own pause).
+//! of its own there is nobody else. Nothing will ever answer, and every waiting call is failed instead (thread `scoutfs-watch`;
+//! it blocks on nothing but its own pause), if
+//!  * its one member has left the election because the device fails,
+//!  * the mount is without a server for [`PATIENCE`], because its member cannot lead or it cannot read who leads, or
+//!  * its servers end, [`CORRUPT_ENDS`] times, over damage that the next one would only find again.
 
 use std::time::Duration;
 
@@ -11,11 +13,14 @@ use crate::client::Node;
 use crate::error::{Error, Result};
 use crate::net::ClientConn;
 use crate::quorum::QuorumMember;
+use crate::server::LocalServer;
 use crate::sync::{Arc, Condvar, Instant, Mutex, OnceLock, Weak, thread};
 
 /// How long a mount on a network of its own may be without a server: longer than an election and the fencing of an earlier
 /// leader take.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A single damaged block may have been a bad read.
+const CORRUPT_ENDS: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// The watching thread; ends when dropped.
@@ -29,6 +34,7 @@ impl Watch {
     pub(super) fn start(
         node: &Arc<Node>,
         member: &Arc<QuorumMember>,
+        server: Weak<LocalServer>,
         conn: Arc<OnceLock<Weak<ClientConn>>>,
     ) -> Result<Watch> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
@@ -42,8 +48,9 @@ impl Watch {
                     served = Instant::now();
                 }
                 let failed = member.status().failed;
-                if failed.is_some() || served.elapsed() > PATIENCE {
-                    tracing::error!(?failed, "no server can be had any more: the mount ends");
+                let corrupt = server.upgrade().map_or(0, |s| s.corrupt_ends());
+                if failed.is_some() || served.elapsed() > PATIENCE || corrupt >= CORRUPT_ENDS {
+                    tracing::error!(?failed, corrupt, "no server can be had any more: the mount ends");
                     return node.force_down();
                 }
                 drop((node, member));

@@ -3,7 +3,7 @@
 use scoutfs::Ino;
 use scoutfs::namespace::{RenameFlags, XattrFlags};
 
-use crate::model::{KEEP_SIZE, Op, PUNCH, ZERO};
+use crate::op::{KEEP_SIZE, Op, PUNCH, ZERO};
 
 /// Who does the calls, and what it makes of errors.
 pub(crate) trait Run {
