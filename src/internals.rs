@@ -12,6 +12,8 @@ use crate::format::layout::{BlockRef, BtreeRoot};
 use crate::format::{Key, MetaBlock};
 use crate::sync::Arc;
 
+pub mod fuzz;
+
 pub use crate::net::bench as net;
 pub use crate::txn::bench::Bench;
 
@@ -107,19 +109,5 @@ pub struct Leaf(Node);
 impl Leaf {
     pub fn encode(&self, buf: &mut [u8; 65536]) {
         self.0.encode(buf);
-    }
-}
-
-/// Decodes any bytes as a tree block and reads all of it; also loads and encodes what is valid.
-pub fn fuzz_tree_block(bytes: &[u8]) {
-    let mut block = Box::new([0u8; 65536]);
-    let n = bytes.len().min(block.len() - 32);
-    block[32..32 + n].copy_from_slice(&bytes[..n]);
-    let Ok(view) = View::decode(&block, 2) else { return };
-    let node = view.node(&block);
-    for rank in 0..node.len() {
-        let key = node.key(rank);
-        assert_eq!(node.search(&key), Ok(rank));
-        assert!(node.value(rank).len() <= 896);
     }
 }

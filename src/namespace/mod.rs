@@ -52,6 +52,8 @@ use cache::InodeCache;
 use delete::OthersOpen;
 use names::NameCache;
 
+#[cfg(feature = "internals")]
+pub(crate) use acl::Acl;
 pub(crate) use frame::{GroupLocks, Touch, Tx, lock_ops};
 pub(crate) use host::{FileData, NamespaceOptions, Removal};
 pub(crate) use inode::{Fields, Inode};

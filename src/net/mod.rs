@@ -39,6 +39,8 @@ mod tests;
 mod transport;
 
 pub(crate) use client::{ClientConn, ClientConnConfig, ClientHandler, Reply};
+#[cfg(feature = "internals")]
+pub(crate) use codec::FrameReader;
 pub(crate) use command::Command;
 pub use mem::MemTransport;
 pub(crate) use server::{RECONNECT_WAIT, ServerEvent, ServerNet, ServerNetConfig};

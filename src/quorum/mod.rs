@@ -30,4 +30,6 @@ pub(crate) use blocks::QuorumDisk;
 pub(crate) use config::{present_slots, slot_addr, validate_config, votes_needed};
 pub(crate) use farewell::{MountedState, farewells_to_answer};
 pub(crate) use member::{MemberConfig, QuorumMember, ServerControl, ServerStart, ServerState};
+#[cfg(feature = "internals")]
+pub(crate) use message::Message;
 pub(crate) use scan::{Leader, find_server};
