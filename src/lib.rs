@@ -117,6 +117,9 @@ mod options;
 mod quorum;
 #[cfg(not(loom))]
 pub mod server;
+#[cfg(sim)]
+#[doc(hidden)]
+pub mod sim;
 mod sync;
 #[cfg(not(loom))]
 mod txn;

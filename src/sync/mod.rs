@@ -7,10 +7,14 @@
 
 #[cfg(loom)]
 mod model;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, sim)))]
 mod real;
+#[cfg(sim)]
+pub(crate) mod sim;
 
 #[cfg(loom)]
 pub(crate) use model::*;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, sim)))]
 pub(crate) use real::*;
+#[cfg(sim)]
+pub(crate) use sim::*;
