@@ -193,6 +193,8 @@ pub(crate) struct ServerCore {
     pub(super) connected: BTreeSet<u64>,
     /// Farewells that are not answered, in order of arrival.
     pub(super) farewells: Vec<Asker>,
+    /// Reclaimed, and answered as soon as no other farewell is being reclaimed.
+    pub(super) goodbyes: Vec<Asker>,
     /// Mounts whose reclaim is under way.
     pub(super) reclaiming: BTreeSet<u64>,
     ready: VecDeque<Job>,
@@ -226,6 +228,7 @@ impl ServerCore {
             fences: Fences::default(),
             connected: BTreeSet::new(),
             farewells: Vec::new(),
+            goodbyes: Vec::new(),
             reclaiming: BTreeSet::new(),
             ready: VecDeque::new(),
             parked: Vec::new(),

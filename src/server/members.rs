@@ -210,6 +210,7 @@ impl ServerCore {
 
     pub(super) fn farewell(&mut self, from: Asker) {
         self.farewells.retain(|f| f.rid != from.rid);
+        self.goodbyes.retain(|f| f.rid != from.rid);
         self.farewells.push(from);
     }
 
@@ -222,6 +223,12 @@ impl ServerCore {
         let mounted: Vec<MountedState> = self.trees.mounted.iter().map(state).collect();
         let asking: Vec<u64> = self.farewells.iter().map(|f| f.rid).collect();
         let mut leave = farewells_to_answer(&mounted, &asking, self.config.votes_needed);
+        // The last majority leaves together. Whoever left before the others have recovered would take the server along, and
+        // they could never elect another one.
+        let staying = mounted.iter().filter(|m| m.quorum && !leave.contains(&m.rid)).count();
+        if (1..self.config.votes_needed).contains(&staying) {
+            leave.retain(|rid| !mounted.iter().any(|m| m.quorum && m.rid == *rid));
+        }
         leave.retain(|rid| !self.reclaiming.contains(rid));
         leave
     }
@@ -245,8 +252,13 @@ impl ServerCore {
         self.reclaiming.remove(&rid);
         self.connected.remove(&rid);
         if let Some(i) = self.farewells.iter().position(|f| f.rid == rid) {
-            let from = self.farewells.remove(i);
-            peers.respond(rid, from.id, Command::Farewell, Ok(Vec::new()));
+            self.goodbyes.push(self.farewells.remove(i));
+        }
+        // The answer to the leader's own mount ends this server, so it must not come before all others are reclaimed.
+        if !self.farewells.iter().any(|f| self.reclaiming.contains(&f.rid)) {
+            for from in std::mem::take(&mut self.goodbyes) {
+                peers.respond(from.rid, from.id, Command::Farewell, Ok(Vec::new()));
+            }
         }
         if fenced {
             peers.drop_client(rid);

@@ -50,6 +50,7 @@ fn child(seed: u64) {
         // A panic anywhere in the engine is a failure of the run.
         std::process::exit(4);
     }));
+    stay_on_one_processor(seed);
     sim::begin(seed);
     let cluster = Cluster::new();
     cluster.prepare();
@@ -65,6 +66,18 @@ fn child(seed: u64) {
     let done = cluster.history.done();
     println!("ok trace {trace:016x} steps {steps} seconds {} operations {done}", virtual_time.as_secs());
     std::process::exit(0);
+}
+
+/// One thread runs at a time: handing the baton over on the same processor costs half.
+fn stay_on_one_processor(seed: u64) {
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get()) as u64;
+    // SAFETY: the set is a plain value, filled by the macros of the C library.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET((seed % processors) as usize, &mut set);
+        // Only slower, if the system does not like it.
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
+    }
 }
 
 /// What a seed gave: its line, or what went wrong.

@@ -174,3 +174,41 @@ fn reclaim_lets_waiting_locks_go() {
     server.call(1, Command::Farewell, &[]).unwrap();
     assert!(server.taken(2, waiting).unwrap().is_ok());
 }
+
+/// Right after a fail-over both members of the last majority asked to leave. One had recovered its locks and was answered at once;
+/// it was the leader, left, and took the server along. The other one waited for ever for a server that it could not elect.
+#[test]
+fn the_last_majority_leaves_together_after_a_fail_over_too() {
+    let (meta, data, mut server) = small(3);
+    server.greet(1, 0, GREETING_QUORUM).unwrap();
+    server.greet(2, 0, GREETING_QUORUM).unwrap();
+    drop(server);
+    let mut server = TestServer::open(meta.clone(), data);
+    server.greet(1, 1, GREETING_FAREWELL | GREETING_QUORUM).unwrap();
+    server.recover_empty(1);
+    let first = server.send(1, Command::Farewell, &[]);
+    server.greet(2, 1, GREETING_FAREWELL | GREETING_QUORUM).unwrap();
+    let second = server.send(2, Command::Farewell, &[]);
+    server.run().unwrap();
+    assert!(server.taken(1, first).is_none(), "mount 2 has still to report its locks");
+    server.recover_empty(2);
+    server.run().unwrap();
+    assert!(server.taken(1, first).unwrap().is_ok() && server.taken(2, second).unwrap().is_ok());
+    account(meta);
+}
+
+/// Two farewells were reclaimed in different commits, and the first was answered in between: if that is the leader's own mount,
+/// the server ends before the second one is reclaimed.
+#[test]
+fn no_farewell_is_answered_before_all_who_may_leave_are_reclaimed() {
+    let (_, _, mut server) = small(1);
+    server.mount(1);
+    server.mount(2);
+    let first = server.send(1, Command::Farewell, &[]);
+    let second = server.send(2, Command::Farewell, &[]);
+    server.core.start_farewells().unwrap();
+    server.core.reclaimed(1, false, &mut server.wire);
+    assert!(server.taken(1, first).is_none());
+    server.core.reclaimed(2, false, &mut server.wire);
+    assert!(server.taken(1, first).is_some() && server.taken(2, second).is_some());
+}
