@@ -18,6 +18,9 @@ const DISK_BYTES: u64 = 64 << 30;
 /// With everything healed, every node must be up and working within this time: two recoveries with their fencing.
 const RECOVERY: Duration = Duration::from_secs(300);
 
+/// The faults end when so much has been done, so that busy clusters do not take all the real time.
+const MAX_OPERATIONS: usize = 15_000;
+
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
 
@@ -180,7 +183,7 @@ impl Cluster {
         options.quorum_slot = (machine < self.members).then_some(machine as u8);
         options.heartbeat_timeout = pick(&[2, 3, 10]) * S;
         options.commit_interval = pick(&[200, 2000, 30_000]) * MS;
-        options.log_merge_wait = pick(&[1, 30]) * S;
+        options.log_merge_wait = pick(&[200, 1000, 5000]) * MS;
         options.orphan_scan_delay = pick(&[1, 10]) * S;
         options.block_cache_bytes = 16 << 20;
         options.item_cache_bytes = 4 << 20;
@@ -332,7 +335,7 @@ impl Cluster {
             .collect();
         let until = sim::now() + time;
         let pace = pick(&[1, 5, 20, 60]) * S;
-        while sim::now() < until {
+        while sim::now() < until && self.history.done() < MAX_OPERATIONS {
             sim::sleep(between(Duration::ZERO, pace));
             self.fault();
         }

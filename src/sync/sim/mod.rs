@@ -1,5 +1,6 @@
 //! The primitives of the simulator: what a seed decides ([`sched`]) in the shape of the real ones.
-#![allow(missing_docs, reason = "the names are those of the real primitives")]
+#![allow(missing_docs, dead_code, reason = "the names are those of the real primitives, used or not")]
+#![allow(unreachable_pub, reason = "part of this is what crate::sim offers")]
 
 pub(crate) mod channel;
 mod locks;
