@@ -89,12 +89,6 @@ impl History {
         });
     }
 
-    /// The call failed before it could do anything.
-    pub(crate) fn nothing(&self, nr: usize) {
-        // Nothing that any object would notice.
-        self.back(nr, What::Do(Object::File(usize::MAX), Op::Read(0)));
-    }
-
     /// Nothing that `node` does from now on counts: it has crashed, or is cut off.
     pub(crate) fn gone(&self, node: u32) {
         self.with(|s| {

@@ -19,9 +19,8 @@
 
 use std::io::BufReader;
 use std::net::{Shutdown, ToSocketAddrs};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use hashbrown::HashMap;
 use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use super::address::{Address, Place};
@@ -29,7 +28,7 @@ use super::unflushed::Unflushed;
 use super::wire::{self, Command, Export, Incoming};
 use crate::device::device_error;
 use crate::error::{Error, Result};
-use crate::sync::{Arc, Condvar, Mutex};
+use crate::sync::{Arc, Condvar, HashMap, Instant, Mutex};
 
 /// Requests that may be outstanding at a time, over all callers.
 const MAX_IN_FLIGHT: usize = 64;

@@ -4,12 +4,12 @@
 //! answers to an option is bounded, and the whole handshake has one deadline.
 
 use std::io::{self, IoSlice, Read};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use socket2::Socket;
 
-use crate::sync::Arc;
+use crate::sync::{Arc, Instant};
 
 const NBD_MAGIC: u64 = 0x4e42_444d_4147_4943;
 const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
