@@ -3,10 +3,17 @@
 //! ```text
 //! cargo bench --bench volume            # 100,000 files, 1 GiB
 //! cargo bench --bench volume -- 10000   # fewer files
+//! cargo bench --bench volume -- 10000 stat rename library single
 //! ```
 //!
+//! Words choose phases (those that others need run as well, without a line of their own); `library` leaves the filesystem
+//! out, `single` the runs with two threads. That is for profilers: the operations of a phase are called from the functions of
+//! `Engine`, so for instance `valgrind --tool=callgrind --toggle-collect='<volume::Engine as volume::Side>::stat'` counts those
+//! of one phase.
+//!
 //! Prints operations a second of both and their ratio (above 1: the library is faster). Each phase ends with a sync, which
-//! counts. The volume's devices are two files in the same temporary folder that the filesystem is measured in.
+//! counts; behind the ratio stand its share of the library's time and the processor time an operation of both. The volume's
+//! devices are two files in the same temporary folder that the filesystem is measured in.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -204,44 +211,94 @@ impl Side for Engine {
     }
 }
 
-/// Runs `op(dir, i)` for `files` numbers over `threads` directories, then syncs; operations a second.
-fn rate(side: &dyn Side, threads: usize, first_dir: usize, files: usize, op: impl Fn(usize, usize) + Sync) -> f64 {
-    let start = Instant::now();
-    let each = files / threads;
-    std::thread::scope(|s| {
-        for t in 0..threads {
-            let op = &op;
-            s.spawn(move || (0..each).for_each(|i| op(first_dir + t, i)));
-        }
-    });
-    side.sync();
-    (each * threads) as f64 / start.elapsed().as_secs_f64()
+/// What one phase cost.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    /// Operations a second.
+    rate: f64,
+    /// Share of the sync at the end.
+    sync: f64,
+    /// Processor time of the whole process, microseconds an operation.
+    cpu: f64,
 }
 
-fn phases(side: &dyn Side, threads: usize, first_dir: usize, files: usize) -> Vec<(&'static str, f64)> {
-    for t in 0..threads {
-        side.mkdir(first_dir + t);
+/// Processor time of all threads so far, seconds.
+fn cpu() -> f64 {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    t.tv_sec as f64 + t.tv_nsec as f64 / 1e9
+}
+
+/// What runs: `files` files in `threads` directories, of which the first is `first_dir`.
+#[derive(Clone, Copy)]
+struct Load {
+    threads: usize,
+    first_dir: usize,
+    files: usize,
+}
+
+impl Load {
+    /// Runs `op(dir, i)` `each` times a thread and then syncs; `count` operations are what it comes to.
+    fn run(self, side: &dyn Side, each: usize, count: usize, op: impl Fn(usize, usize) + Sync) -> Cost {
+        let (start, before) = (Instant::now(), cpu());
+        std::thread::scope(|s| {
+            for t in 0..self.threads {
+                let op = &op;
+                s.spawn(move || (0..each).for_each(|i| op(self.first_dir + t, i)));
+            }
+        });
+        let done = start.elapsed().as_secs_f64();
+        side.sync();
+        let all = start.elapsed().as_secs_f64();
+        let count = count as f64;
+        Cost { rate: count / all, sync: 1.0 - done / all, cpu: (cpu() - before) * 1e6 / count }
+    }
+}
+
+/// The phases in their order, with those that each needs to have run.
+const PHASES: [(&str, &[&str]); 7] = [
+    ("create", &[]),
+    ("stat", &["create"]),
+    ("readdir+stat", &["create"]),
+    ("write 4 KiB", &["create"]),
+    ("open+read 4 KiB", &["create", "write 4 KiB"]),
+    ("rename", &["create"]),
+    ("unlink", &["create", "rename"]),
+];
+
+/// Runs the chosen phases and what they need; the costs of the chosen ones.
+fn phases(side: &dyn Side, load: Load, chosen: &dyn Fn(&str) -> bool) -> Vec<(&'static str, Cost)> {
+    for t in 0..load.threads {
+        side.mkdir(load.first_dir + t);
     }
     let name = |i| format!("file-{i:07}");
-    let block = [0x33; BLOCK];
-    let mut out = Vec::new();
-    out.push(("create", rate(side, threads, first_dir, files, |d, i| side.create(d, &name(i)))));
-    out.push(("stat", rate(side, threads, first_dir, files, |d, i| side.stat(d, &name(i)))));
-    let each = files / threads;
-    let listed = rate(side, threads, first_dir, threads, |d, _| assert_eq!(side.list_stat(d), each));
-    out.push(("readdir+stat", listed * each as f64));
-    out.push(("write 4 KiB", rate(side, threads, first_dir, files, |d, i| side.write(d, &name(i), &block))));
-    out.push((
-        "open+read 4 KiB",
-        rate(side, threads, first_dir, files, |d, i| {
-            let mut buf = [0; BLOCK];
-            side.read(d, &name(i), &mut buf);
-            assert_eq!(buf[17], 0x33);
-        }),
-    ));
     let renamed = |i| format!("renamed-{i:07}");
-    out.push(("rename", rate(side, threads, first_dir, files, |d, i| side.rename(d, &name(i), &renamed(i)))));
-    out.push(("unlink", rate(side, threads, first_dir, files, |d, i| side.unlink(d, &renamed(i)))));
+    let block = [0x33; BLOCK];
+    let each = load.files / load.threads;
+    let all = each * load.threads;
+    let mut out = Vec::new();
+    for (phase, _) in PHASES {
+        let needed = |other: &(&str, &[&str])| chosen(other.0) && (other.0 == phase || other.1.contains(&phase));
+        if !PHASES.iter().any(needed) {
+            continue;
+        }
+        let cost = match phase {
+            "create" => load.run(side, each, all, |d, i| side.create(d, &name(i))),
+            "stat" => load.run(side, each, all, |d, i| side.stat(d, &name(i))),
+            "readdir+stat" => load.run(side, 1, all, |d, _| assert_eq!(side.list_stat(d), each)),
+            "write 4 KiB" => load.run(side, each, all, |d, i| side.write(d, &name(i), &block)),
+            "open+read 4 KiB" => load.run(side, each, all, |d, i| {
+                let mut buf = [0; BLOCK];
+                side.read(d, &name(i), &mut buf);
+                assert_eq!(buf[17], 0x33);
+            }),
+            "rename" => load.run(side, each, all, |d, i| side.rename(d, &name(i), &renamed(i))),
+            "unlink" => load.run(side, each, all, |d, i| side.unlink(d, &renamed(i))),
+            other => unreachable!("phase {other}"),
+        };
+        if chosen(phase) {
+            out.push((phase, cost));
+        }
+    }
     out
 }
 
@@ -262,44 +319,66 @@ fn seconds(f: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-fn row(what: &str, ours: f64, theirs: f64, unit: &str) {
-    println!("{what:<28} {ours:>12.0} {theirs:>12.0} {unit:<6} {:>6.2}", ours / theirs);
+fn row(what: &str, ours: f64, theirs: f64, unit: &str, more: &str) {
+    println!("{what:<28} {ours:>12.0} {theirs:>12.0} {unit:<6} {:>6.2}{more}", ours / theirs);
 }
 
-fn main() {
-    let files = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(100_000);
-    let folder = tempfile::tempdir().unwrap();
-    let kernel = Kernel { root: folder.path().join("kernel") };
-    fs::create_dir(&kernel.root).unwrap();
-    let engine = Engine::new(folder.path());
-    println!("{:<28} {:>12} {:>12} {:<6} {:>6}", "", "library", "filesystem", "", "ratio");
+/// Several directories and threads at once, and one; with the filesystem beside it if `kernel` says so.
+fn compare(engine: &Engine, kernel: Option<&Kernel>, files: usize, threads: &[usize], chosen: &dyn Fn(&str) -> bool) {
     let mut single = Vec::new();
-    for (threads, first_dir) in [(1, 0), (2, 1)] {
-        let theirs = phases(&kernel, threads, first_dir, files);
-        let ours = phases(&engine, threads, first_dir, files);
-        for ((what, a), (_, b)) in ours.iter().zip(&theirs) {
-            row(&format!("{what}, {threads} thread{}", if threads == 1 { "" } else { "s" }), *a, *b, "/s");
+    let mut first_dir = 0;
+    for &threads in threads {
+        let load = Load { threads, first_dir, files };
+        let theirs = kernel.map(|k| phases(k, load, chosen));
+        let ours = phases(engine, load, chosen);
+        for (i, (what, a)) in ours.iter().enumerate() {
+            let b = theirs.as_ref().map_or(Cost::default(), |t| t[i].1);
+            let what = format!("{what}, {threads} thread{}", if threads == 1 { "" } else { "s" });
+            let more = format!("  sync {:>3.0} %  cpu {:>6.2} {:>6.2} us", a.sync * 100.0, a.cpu, b.cpu);
+            row(&what, a.rate, b.rate, "/s", &more);
         }
         if threads == 1 {
             single = ours;
         } else {
             for ((what, two), (_, one)) in ours.iter().zip(&single) {
-                println!("{:<28} {:>40.2}", format!("{what}, 2 threads of 1"), two / one);
+                println!("{:<28} {:>40.2}", format!("{what}, {threads} threads of 1"), two.rate / one.rate);
             }
         }
+        first_dir += threads;
     }
-    for side in [&engine as &dyn Side, &kernel] {
-        side.mkdir(3);
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let files = args.iter().find_map(|a| a.parse().ok()).unwrap_or(100_000);
+    let has = |word: &str| args.iter().any(|a| a == word);
+    let words = ["library", "single"];
+    let all = args.iter().all(|a| a.parse::<usize>().is_ok() || words.contains(&a.as_str()));
+    let chosen = |phase: &str| all || args.iter().any(|a| phase.split(' ').next() == Some(a));
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = Kernel { root: folder.path().join("kernel") };
+    fs::create_dir(&kernel.root).unwrap();
+    let engine = Engine::new(folder.path());
+    println!("{:<28} {:>12} {:>12} {:<6} {:>6}", "", "library", "filesystem", "", "ratio");
+    let threads: &[usize] = if has("single") { &[1] } else { &[1, 2] };
+    compare(&engine, (!has("library")).then_some(&kernel), files, threads, &chosen);
+    let dir = threads.iter().sum();
+    let sides: &[&dyn Side] = if has("library") { &[&engine] } else { &[&engine, &kernel] };
+    let both = |f: &dyn Fn(&dyn Side) -> f64| (f(sides[0]), sides.get(1).map_or(0.0, |s| f(*s)));
+    if chosen("fsync") {
+        sides.iter().for_each(|s| s.mkdir(dir));
+        let one = both(&|s| durable(s, dir, 1, 1000));
+        row("create+write+fsync, 1 thread", one.0, one.1, "/s", "");
+        let many = both(&|s| durable(s, dir, 16, 4000));
+        row("create+write+fsync, 16 thr.", many.0, many.1, "/s", "");
+        println!("{:<28} {:>40.2}", "fsync, 16 threads of 1", many.0 / one.0);
     }
-    let one = (durable(&engine, 3, 1, 1000), durable(&kernel, 3, 1, 1000));
-    row("create+write+fsync, 1 thread", one.0, one.1, "/s");
-    let many = (durable(&engine, 3, 16, 4000), durable(&kernel, 3, 16, 4000));
-    row("create+write+fsync, 16 thr.", many.0, many.1, "/s");
-    println!("{:<28} {:>40.2}", "fsync, 16 threads of 1", many.0 / one.0);
-    let mib = SEQUENTIAL as f64 / f64::from(1 << 20);
-    let written = (mib / seconds(|| engine.write_big("big")), mib / seconds(|| kernel.write_big("big")));
-    row("sequential write", written.0, written.1, "MiB/s");
-    let read = (mib / seconds(|| engine.read_big("big")), mib / seconds(|| kernel.read_big("big")));
-    row("sequential read", read.0, read.1, "MiB/s");
+    if chosen("sequential") {
+        let mib = SEQUENTIAL as f64 / f64::from(1 << 20);
+        let written = both(&|s| mib / seconds(|| s.write_big("big")));
+        row("sequential write", written.0, written.1, "MiB/s", "");
+        let read = both(&|s| mib / seconds(|| s.read_big("big")));
+        row("sequential read", read.0, read.1, "MiB/s", "");
+    }
     engine.volume.close().unwrap();
 }
