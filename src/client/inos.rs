@@ -10,6 +10,8 @@
 //! Invariants: a number is handed out once; a pool that runs dry asks for its own class only, so pools that still have
 //! numbers never wait for the server.
 
+use crossbeam::utils::CachePadded;
+
 use crate::error::{Errno, Error, Result, fail};
 use crate::format::Ino;
 use crate::sync::Mutex;
@@ -31,7 +33,7 @@ struct Run {
 struct Class {
     /// What the server gave and no pool has taken; the lock is held while asking, so that nobody asks twice.
     reserve: Mutex<Run>,
-    pools: Vec<Mutex<Run>>,
+    pools: Vec<CachePadded<Mutex<Run>>>,
 }
 
 /// All pools of a mount.
@@ -66,7 +68,7 @@ impl InoPools {
     fn with_pools(per_lock: u64, pools: usize) -> InoPools {
         let class = || Class {
             reserve: Mutex::new(Run::default()),
-            pools: (0..pools).map(|_| Mutex::new(Run::default())).collect(),
+            pools: (0..pools).map(|_| CachePadded::new(Mutex::new(Run::default()))).collect(),
         };
         InoPools {
             per_lock: per_lock.clamp(1, GROUP),

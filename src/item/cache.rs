@@ -17,7 +17,7 @@ use crate::error::{Errno, Error, Result, fail};
 use crate::format::layout::NetRoots;
 use crate::format::{Key, KeyRange};
 use crate::lock::Mode;
-use crate::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::{Arc, Mutex, thread};
 
 /// Changes of the roots that one read survives before the volume is called corrupt.
@@ -50,7 +50,6 @@ pub(crate) struct Items {
     forest: Forest,
     pub(super) roots: RootsKeeper,
     limit: u64,
-    bytes: AtomicI64,
     clock: Mutex<Clock>,
     evicting: Mutex<()>,
     pub(super) dirty: DirtyList,
@@ -63,7 +62,6 @@ impl Items {
             forest: Forest::new(store),
             roots: RootsKeeper::new(roots),
             limit: config.cache_bytes,
-            bytes: AtomicI64::new(0),
             clock: Mutex::new(Clock::default()),
             evicting: Mutex::new(()),
             dirty: DirtyList::default(),
@@ -218,7 +216,7 @@ impl Items {
             self.list_shard(core, &mut inner);
             drop(inner);
             core.touch();
-            self.bytes.fetch_add(tally.bytes, Relaxed);
+            self.dirty.cached().fetch_add(tally.bytes, Relaxed);
             return Ok(());
         }
     }
@@ -255,7 +253,7 @@ impl Items {
     pub(super) fn account(&self, tally: Tally) {
         self.dirty.count(tally);
         if tally.bytes != 0 {
-            self.bytes.fetch_add(tally.bytes, Relaxed);
+            self.dirty.cached().fetch_add(tally.bytes, Relaxed);
         }
         self.trim();
     }
@@ -263,7 +261,7 @@ impl Items {
     /// Evicts if there is too much.
     #[inline]
     fn trim(&self) {
-        let bytes = self.bytes.load(Relaxed);
+        let bytes = self.dirty.cached().load(Relaxed);
         let excess = bytes - self.limit as i64;
         if excess > 0 {
             // Some more than needed, so that the next misses do not come here too; but there must be something to evict.
@@ -300,7 +298,7 @@ impl Items {
                 self.clock.lock().shards.push_back(core);
             }
         }
-        self.bytes.fetch_sub(freed as i64, Relaxed);
+        self.dirty.cached().fetch_sub(freed as i64, Relaxed);
     }
 
     /// Drops everything cached under a lock whose mode goes to null. The transaction that holds its changes is
@@ -309,7 +307,7 @@ impl Items {
         let core = &lock.state().core;
         let tally = core.invalidate();
         self.dirty.count(tally);
-        self.bytes.fetch_add(tally.bytes, Relaxed);
+        self.dirty.cached().fetch_add(tally.bytes, Relaxed);
     }
 
     /// Evicts all clean content.
@@ -324,7 +322,7 @@ impl Items {
     /// Bytes of all cached items.
     #[cfg(test)]
     pub(crate) fn cached_bytes(&self) -> u64 {
-        self.bytes.load(Relaxed).max(0) as u64
+        self.dirty.cached().load(Relaxed).max(0) as u64
     }
 
     /// Number of items that the next commit will write.

@@ -4,8 +4,8 @@
 //! later one fails is where the original has faults (defect 23).
 //!
 //! **Idea.** Changes are collected. [`ChangeSet::apply`] first makes everything known that has to be (which may read
-//! trees), takes the shards of all locks in a fixed order, and checks all changes in sequence; only then it changes
-//! anything, by steps that cannot fail.
+//! trees), takes the shards of the locks in a fixed order, and checks all changes in sequence; only then it changes
+//! anything, by steps that cannot fail. Forced changes need no check and no look at others, so they come last, one by one.
 
 use smallvec::SmallVec;
 
@@ -55,6 +55,11 @@ impl Op {
     /// Is there an item after it?
     fn leaves_item(&self) -> bool {
         !matches!(self, Op::Delete | Op::ForceDelete)
+    }
+
+    /// Is it made without looking at anything?
+    fn is_forced(&self) -> bool {
+        matches!(self, Op::ForceCreate(_) | Op::ForceDelete)
     }
 
     fn mode(&self) -> Mode {
@@ -144,13 +149,15 @@ impl<'a> ChangeSet<'a> {
 
     /// Checks everything and reads what must be known; then applies all of it. On an error nothing was changed.
     /// EINVAL: a lock does not cover its key or has not the mode that the change needs.
-    pub(crate) fn apply(self, txn: &impl InTransaction) -> Result<()> {
+    pub(crate) fn apply(mut self, txn: &impl InTransaction) -> Result<()> {
         for c in &self.changes {
             c.check_locks(txn.commits())?;
         }
-        let mut locks: Locks = self.changes.iter().map(|c| c.lock).collect();
+        let together = self.changes.iter().filter(|c| !c.op.is_forced());
+        let mut locks: Locks = together.map(|c| c.lock).collect();
         locks.sort_unstable_by_key(|l| address(l));
         locks.dedup_by_key(|l| address(l));
+        // Of a forced change the number means nothing.
         let find = |c: &Change| locks.partition_point(|l| address(l) < address(c.lock));
         let shard_of: SmallVec<[usize; 12]> = self.changes.iter().map(find).collect();
 
@@ -172,12 +179,13 @@ impl<'a> ChangeSet<'a> {
         };
         let items = self.items;
         let clean: SmallVec<[bool; 8]> = shards.iter().map(|s| s.dirty.is_empty()).collect();
-        let tally = self.apply_checked(txn.seq(), &mut shards, &shard_of);
+        let mut tally = self.apply_together(txn.seq(), &mut shards, &shard_of);
         for ((lock, inner), was_clean) in locks.iter().zip(&mut shards).zip(clean) {
             items.note_changed(lock, inner, was_clean, txn.seq());
         }
         drop(shards);
         drop(pins);
+        tally.add(self.apply_forced(txn.seq()));
         items.account(tally);
         Ok(())
     }
@@ -188,6 +196,9 @@ impl<'a> ChangeSet<'a> {
         let mut after: HashMap<Packed, bool> = HashMap::default();
         let small = self.changes.len() <= SMALL_SET;
         for (i, (c, shard)) in self.changes.iter().zip(shard_of).enumerate() {
+            if c.op.is_forced() {
+                continue;
+            }
             let inner = &shards[*shard];
             if c.op.reads() {
                 let earlier = if small {
@@ -219,26 +230,48 @@ impl<'a> ChangeSet<'a> {
     }
 
     /// Phase 2: cannot fail.
-    fn apply_checked(self, txn_seq: u64, shards: &mut Shards, shard_of: &[usize]) -> Tally {
+    fn apply_together(&mut self, txn_seq: u64, shards: &mut Shards, shard_of: &[usize]) -> Tally {
         let mut tally = Tally::default();
-        for (c, shard) in self.changes.into_iter().zip(shard_of) {
-            let inner = &mut *shards[*shard];
-            let primary = c.primary.map_or(0, |p| p.write_seq());
-            let seq = txn_seq.max(c.lock.write_seq()).max(primary);
-            inner.blind |= c.op.mode() == Mode::WriteOnly;
-            tally.add(match c.op {
-                Op::Create(v) | Op::Update(v) | Op::Put(v) => inner.store(c.packed, v, seq),
-                Op::Delete => inner.delete(c.packed, seq),
-                Op::ForceCreate(v) => inner.put_dirty(c.packed, v, seq, PERSISTENT),
-                Op::ForceDelete => inner.put_dirty(c.packed, Value::EMPTY, seq, PERSISTENT | TOMBSTONE),
-                Op::Delta(d) => inner.add_delta(c.packed, d, seq),
-            });
+        for (c, shard) in self.changes.iter_mut().zip(shard_of) {
+            if !c.op.is_forced() {
+                let inner = &mut *shards[*shard];
+                inner.blind |= c.op.mode() == Mode::WriteOnly;
+                tally.add(c.store(txn_seq, inner));
+            }
+        }
+        tally
+    }
+
+    /// Phase 3, the forced changes: nobody reads what a write-only lock covers, the inode's lock orders changes of a key, and
+    /// the hold keeps the commit away. So their shards, which all threads of the mount share, need not be locked together
+    /// with the others, nor for longer than one change takes.
+    fn apply_forced(&mut self, txn_seq: u64) -> Tally {
+        let mut tally = Tally::default();
+        for c in self.changes.iter_mut().filter(|c| c.op.is_forced()) {
+            let mut inner = c.lock.state().core.inner.write();
+            let was_clean = inner.dirty.is_empty();
+            inner.blind = true;
+            tally.add(c.store(txn_seq, &mut inner));
+            self.items.note_changed(c.lock, &mut inner, was_clean, txn_seq);
         }
         tally
     }
 }
 
 impl Change<'_> {
+    /// Makes the change, taking the value.
+    fn store(&mut self, txn_seq: u64, inner: &mut Inner) -> Tally {
+        let primary = self.primary.map_or(0, |p| p.write_seq());
+        let seq = txn_seq.max(self.lock.write_seq()).max(primary);
+        match std::mem::replace(&mut self.op, Op::Delete) {
+            Op::Create(v) | Op::Update(v) | Op::Put(v) => inner.store(self.packed, v, seq),
+            Op::Delete => inner.delete(self.packed, seq),
+            Op::ForceCreate(v) => inner.put_dirty(self.packed, v, seq, PERSISTENT),
+            Op::ForceDelete => inner.put_dirty(self.packed, Value::EMPTY, seq, PERSISTENT | TOMBSTONE),
+            Op::Delta(d) => inner.add_delta(self.packed, d, seq),
+        }
+    }
+
     fn check_locks(&self, commits: bool) -> Result<()> {
         let allowed = self.lock.mode() == self.op.mode() || (commits && self.op.mode() == Mode::Write);
         let serves = allowed && self.lock.range().contains(&self.key);

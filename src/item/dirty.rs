@@ -5,6 +5,8 @@
 //! 2. Between [`Items::freeze`] and [`Items::committed`] nothing becomes dirty: the transaction excludes holders. So every
 //!    try of a commit sees the same items.
 
+use crossbeam::utils::CachePadded;
+
 use super::packed::Packed;
 use super::shard::{DELTA, ShardCore, TOMBSTONE, Tally};
 use super::{Items, Value};
@@ -16,11 +18,19 @@ use crate::sync::{Arc, Mutex};
 /// Items gathered before they are handed to the tree in one go.
 const CHUNK: usize = 8192;
 
+/// What all shards hold together. Every change counts here, so it is one line of memory, and nothing else is in it.
+#[derive(Default)]
+struct Counts {
+    /// Bytes of all items.
+    cached: AtomicI64,
+    dirty_items: AtomicI64,
+    dirty_bytes: AtomicI64,
+}
+
 /// What all shards have dirty together.
 #[derive(Default)]
 pub(super) struct DirtyList {
-    items: AtomicI64,
-    bytes: AtomicI64,
+    counts: CachePadded<Counts>,
     /// Shards with the start of their locks.
     shards: Mutex<Vec<(Packed, Arc<ShardCore>)>>,
     /// Starts of locks whose bloom bits the next commit sets.
@@ -31,19 +41,24 @@ pub(super) struct DirtyList {
 
 impl DirtyList {
     pub(super) fn items(&self) -> u64 {
-        self.items.load(Relaxed).max(0) as u64
+        self.counts.dirty_items.load(Relaxed).max(0) as u64
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes.load(Relaxed).max(0) as u64
+        self.counts.dirty_bytes.load(Relaxed).max(0) as u64
+    }
+
+    /// Bytes of all cached items, dirty or not.
+    pub(super) fn cached(&self) -> &AtomicI64 {
+        &self.counts.cached
     }
 
     pub(super) fn count(&self, t: Tally) {
         if t.dirty_items != 0 {
-            self.items.fetch_add(t.dirty_items, Relaxed);
+            self.counts.dirty_items.fetch_add(t.dirty_items, Relaxed);
         }
         if t.dirty_bytes != 0 {
-            self.bytes.fetch_add(t.dirty_bytes, Relaxed);
+            self.counts.dirty_bytes.fetch_add(t.dirty_bytes, Relaxed);
         }
     }
 

@@ -19,6 +19,7 @@
 //! It does not read trees and knows no lock modes; `cache.rs` and `change.rs` do.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as MapEntry;
 
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -65,6 +66,29 @@ impl Entry {
     #[inline]
     fn bytes(&self) -> u64 {
         ENTRY_BYTES + self.value.len() as u64
+    }
+
+    /// Becomes something else that is dirty. Gives what that changes, and whether it was dirty before.
+    fn replace(&mut self, value: Value, seq: u64, flags: u8) -> (Tally, bool) {
+        let (old, was_dirty) = (self.bytes() as i64, self.is(DIRTY));
+        *self = Entry { value, seq, flags: flags | DIRTY };
+        let new = self.bytes() as i64;
+        let counted = if was_dirty { old } else { 0 };
+        (Tally { bytes: new - old, dirty_items: i64::from(!was_dirty), dirty_bytes: new - counted }, was_dirty)
+    }
+
+    /// What the answered commit makes of a dirty entry: clean, or nothing (false).
+    fn clean(&mut self, blind: bool, t: &mut Tally) -> bool {
+        let size = self.bytes() as i64;
+        t.dirty_items -= 1;
+        t.dirty_bytes -= size;
+        let stays = !blind && self.live() && !self.is(DELTA);
+        if stays {
+            self.flags = PERSISTENT;
+        } else {
+            t.bytes -= size;
+        }
+        stays
     }
 }
 
@@ -157,31 +181,51 @@ impl Inner {
     /// Creates or overwrites. Whether a deletion must be written later is inherited from what was there; if that is
     /// unknown, it must.
     pub(super) fn store(&mut self, key: Packed, value: Value, seq: u64) -> Tally {
-        match self.items.get_mut(&key) {
-            Some(e) => {
-                let (old, was_dirty) = (e.bytes() as i64, e.is(DIRTY));
-                *e = Entry { value, seq, flags: e.flags & PERSISTENT | DIRTY };
-                let new = e.bytes() as i64;
-                self.bytes = (self.bytes as i64 + new - old) as u64;
-                if was_dirty {
-                    return Tally { bytes: new - old, dirty_items: 0, dirty_bytes: new - old };
-                }
-                self.dirty.push(key);
-                Tally { bytes: new - old, dirty_items: 1, dirty_bytes: new }
+        match self.items.entry(key) {
+            MapEntry::Occupied(slot) => {
+                let e = slot.into_mut();
+                let flags = e.flags & PERSISTENT;
+                let (t, was_dirty) = e.replace(value, seq, flags);
+                self.note_replaced(key, t, was_dirty)
             }
-            None => {
+            MapEntry::Vacant(slot) => {
                 let flags = if self.known.find(&key).is_some() { 0 } else { PERSISTENT };
-                self.put_dirty(key, value, seq, flags)
+                let size = slot.insert(Entry { value, seq, flags: flags | DIRTY }).bytes() as i64;
+                self.dirty.push(key);
+                self.bytes += size as u64;
+                Tally { bytes: size, dirty_items: 1, dirty_bytes: size }
             }
         }
     }
 
     /// Deletes an item that exists.
     pub(super) fn delete(&mut self, key: Packed, seq: u64) -> Tally {
-        match self.items.get(&key) {
-            Some(e) if e.is(PERSISTENT) => self.put_dirty(key, Value::EMPTY, seq, PERSISTENT | TOMBSTONE),
-            _ => self.forget(&key),
+        match self.items.entry(key) {
+            MapEntry::Occupied(slot) if slot.get().is(PERSISTENT) => {
+                let (t, was_dirty) = slot.into_mut().replace(Value::EMPTY, seq, PERSISTENT | TOMBSTONE);
+                self.note_replaced(key, t, was_dirty)
+            }
+            MapEntry::Occupied(slot) => {
+                let old = slot.remove();
+                self.note_removed(&old)
+            }
+            MapEntry::Vacant(_) => Tally::default(),
         }
+    }
+
+    fn note_replaced(&mut self, key: Packed, t: Tally, was_dirty: bool) -> Tally {
+        if !was_dirty {
+            self.dirty.push(key);
+        }
+        self.bytes = (self.bytes as i64 + t.bytes) as u64;
+        t
+    }
+
+    fn note_removed(&mut self, old: &Entry) -> Tally {
+        let size = old.bytes() as i64;
+        self.bytes -= size as u64;
+        let dirty = i64::from(old.is(DIRTY));
+        Tally { bytes: -size, dirty_items: -dirty, dirty_bytes: -size * dirty }
     }
 
     /// Adds a difference to the one that waits, if there is one; together they may come to nothing.
@@ -200,17 +244,10 @@ impl Inner {
 
     /// Removes an entry without a trace.
     pub(super) fn forget(&mut self, key: &Packed) -> Tally {
-        let mut t = Tally::default();
-        if let Some(old) = self.items.remove(key) {
-            let size = old.bytes() as i64;
-            t.bytes = -size;
-            if old.is(DIRTY) {
-                t.dirty_items = -1;
-                t.dirty_bytes = -size;
-            }
-            self.bytes -= size as u64;
+        match self.items.remove(key) {
+            Some(old) => self.note_removed(&old),
+            None => Tally::default(),
         }
-        t
     }
 
     /// Adds what was read from the trees for the whole of `range`: `items` sorted, live ones only.
@@ -221,7 +258,7 @@ impl Inner {
             if self.known.find(&key).is_some() {
                 continue;
             }
-            if let std::collections::btree_map::Entry::Vacant(slot) = self.items.entry(key) {
+            if let MapEntry::Vacant(slot) = self.items.entry(key) {
                 let e = slot.insert(Entry { value, seq, flags: PERSISTENT });
                 t.bytes += e.bytes() as i64;
             }
@@ -318,17 +355,20 @@ impl ShardCore {
         let dirty = std::mem::take(&mut inner.dirty);
         let blind = inner.blind;
         let mut t = Tally::default();
-        for k in dirty {
-            match inner.items.get_mut(&k) {
-                Some(e) if e.is(DIRTY) && !blind && e.live() && !e.is(DELTA) => {
-                    e.flags = PERSISTENT;
-                    t.dirty_items -= 1;
-                    t.dirty_bytes -= e.bytes() as i64;
+        if dirty.len() > inner.items.len() / 4 {
+            // One pass over the map instead of a search for every key.
+            inner.items.retain(|_, e| !e.is(DIRTY) || e.clean(blind, &mut t));
+        } else {
+            for k in dirty {
+                if let MapEntry::Occupied(mut slot) = inner.items.entry(k)
+                    && slot.get().is(DIRTY)
+                    && !slot.get_mut().clean(blind, &mut t)
+                {
+                    slot.remove();
                 }
-                Some(e) if e.is(DIRTY) => t.add(inner.forget(&k)),
-                _ => {}
             }
         }
+        inner.bytes = (inner.bytes as i64 + t.bytes) as u64;
         t
     }
 

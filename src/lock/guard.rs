@@ -63,10 +63,16 @@ impl<P: Protected> Lock<P> {
         self.hot.refresh_gen.load(Ordering::Relaxed)
     }
 
-    /// The refresh generation if the lock is readable now: what a cached name is compared with without holding the lock.
-    #[cfg(test)]
+    /// The refresh generation if the lock is readable now. Copies that were made under this generation are right at this
+    /// moment, so an operation that only looks at one may answer from it without using the lock. Counts as a use for the
+    /// sweep for idle locks.
+    #[inline]
     pub(crate) fn readable_gen(&self) -> Option<u64> {
-        self.mode().reads().then(|| self.refresh_gen()).filter(|g| *g != 0)
+        if !self.hot.word.readable() {
+            return None;
+        }
+        // After the word: whoever raised the mode has stored the generation before.
+        Some(self.refresh_gen()).filter(|g| *g != 0)
     }
 
     /// What the lock protects.

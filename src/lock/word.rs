@@ -117,6 +117,19 @@ impl LockWord {
         }
     }
 
+    /// Does the mode serve readers, with the gate open? Remembers that somebody asked, writing only if that is new.
+    #[inline]
+    pub(super) fn readable(&self) -> bool {
+        let w = self.0.load(Ordering::Acquire);
+        if w & GATE != 0 || !View(w).serves(Mode::Read) {
+            return false;
+        }
+        if w & USED == 0 {
+            self.0.fetch_or(USED, Ordering::Relaxed);
+        }
+        true
+    }
+
     /// Counts a user although the gate may be closed. Only under the lock's mutex.
     pub(super) fn admit(&self, mode: Mode) -> bool {
         self.update(|v| (v.serves(mode) && !v.full(mode)).then_some((v.0 + ONE[mode as usize]) | USED)).is_ok()

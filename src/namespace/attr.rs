@@ -20,7 +20,10 @@ const MODE_BITS: u32 = 0o7777;
 impl Namespace {
     /// Attributes of an inode. `ESTALE` if the number is not in use.
     pub(crate) fn getattr(&self, ino: Ino) -> Result<Attr> {
-        self.with_fields(ino, |_, _, f| Ok(f.attr(ino)))
+        match self.inodes.peek(ino, |inode| inode.peek_fields(|_, f| Some(f.attr(ino)))) {
+            Some(attr) => Ok(attr),
+            None => self.with_fields(ino, |_, _, f| Ok(f.attr(ino))),
+        }
     }
 
     /// `EACCES` unless the caller has the asked access.

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use crossbeam::utils::CachePadded;
 use hashbrown::hash_map::Entry;
 
 use super::inode::Inode;
@@ -54,7 +55,7 @@ impl std::hash::Hasher for MixHasher {
 
 /// All inodes in memory.
 pub(crate) struct InodeCache {
-    shards: Vec<RwLock<Shard>>,
+    shards: Vec<CachePadded<RwLock<Shard>>>,
     per_shard: usize,
 }
 
@@ -62,7 +63,7 @@ impl InodeCache {
     /// Keeps about `capacity` unused inodes.
     pub(crate) fn new(capacity: usize) -> InodeCache {
         InodeCache {
-            shards: (0..SHARDS).map(|_| RwLock::new(Shard::default())).collect(),
+            shards: (0..SHARDS).map(|_| CachePadded::new(RwLock::new(Shard::default()))).collect(),
             per_shard: (capacity / SHARDS).max(LOOKS),
         }
     }
@@ -72,13 +73,21 @@ impl InodeCache {
         &self.shards[(ino.0 >> 10) as usize % SHARDS]
     }
 
+    /// Calls `look` with the inode if it is in memory, without counting a reference. The shard is locked meanwhile, so `look`
+    /// must not wait for anything.
+    #[inline]
+    pub(crate) fn peek<R>(&self, ino: Ino, look: impl FnOnce(&Inode) -> Option<R>) -> Option<R> {
+        let shard = self.shard(ino).read();
+        let inode = shard.inodes.get(&ino.0)?;
+        inode.touch();
+        look(inode)
+    }
+
     /// The inode, if it is in memory.
     pub(crate) fn get(&self, ino: Ino) -> Option<Arc<Inode>> {
         let shard = self.shard(ino).read();
         let inode = shard.inodes.get(&ino.0)?;
-        if !inode.referenced.load(Ordering::Relaxed) {
-            inode.referenced.store(true, Ordering::Relaxed);
-        }
+        inode.touch();
         Some(inode.clone())
     }
 

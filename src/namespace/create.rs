@@ -106,7 +106,8 @@ impl Namespace {
         let name = Name::new(name, Errno::EEXIST)?;
         let kind = new.kind();
         let dir = self.inode(parent)?;
-        if self.names.guess(parent, name.hash, name.bytes).is_some() && self.search(caller, parent, &name).is_ok() {
+        let guess = self.names.guess(parent, name.hash, name.bytes).flatten();
+        if guess.is_some() && self.search(caller, parent, &name).is_ok() {
             // Spares the number.
             return fail(Errno::EEXIST);
         }

@@ -23,7 +23,7 @@ use crate::format::layout::InodeItem;
 use crate::format::{DirentKind, Ino, encode_inode, validate_inode};
 use crate::item::{ItemShard, Value};
 use crate::lock::Lock;
-use crate::sync::atomic::AtomicBool;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, OnceLock, RwLock};
 
 /// The stored fields of an inode (`spec/06 §3.1`).
@@ -260,6 +260,23 @@ impl Inode {
     /// Keeps the lock object; the first one stays.
     pub(crate) fn keep_lock(&self, lock: Arc<Lock<ItemShard>>) {
         let _ = self.lock.set(lock);
+    }
+
+    /// Notes a use, for the cache's second chance.
+    #[inline]
+    pub(crate) fn touch(&self) {
+        if !self.referenced.load(Ordering::Relaxed) {
+            self.referenced.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Looks at the fields and the refresh generation they are of, if they are right at this moment; neither uses the group's
+    /// lock nor waits.
+    #[inline]
+    pub(crate) fn peek_fields<R>(&self, look: impl FnOnce(u64, &Fields) -> Option<R>) -> Option<R> {
+        let generation = self.lock.get()?.readable_gen()?;
+        let s = self.state.try_read()?;
+        if s.loaded == generation { look(generation, &s.fields) } else { None }
     }
 
     /// The fields, if they were loaded under generation `generation` of the group lock.

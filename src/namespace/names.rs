@@ -8,15 +8,14 @@
 //! slot while they hold the directory's operation lock and WRITE lock, so a slot of the current generation is always right
 //! and may be used in place of the item, also to verify what an operation is about to change.
 //!
-//! Generation 0 is never valid. Long names are not kept.
-
-use smallvec::SmallVec;
+//! A set starts with a few bits of each of its names, so that looking one up touches one line of memory and those of the
+//! slot that has it. Generation 0 is never valid. Long names are not kept. Memory: about 80 bytes an entry, taken at once.
 
 use crate::format::{DirentKind, Ino};
 use crate::sync::Mutex;
 
-const WAYS: usize = 4;
-const NAME_KEPT: usize = 36;
+const WAYS: usize = 8;
+const NAME_KEPT: usize = 39;
 
 /// What an entry says, besides its name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,21 +25,32 @@ pub(crate) struct Target {
     pub(crate) kind: Option<DirentKind>,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 struct Slot {
     generation: u64,
     dir: Ino,
-    hash: u64,
     /// `None`: there is no such name.
     target: Option<Target>,
-    name: SmallVec<[u8; NAME_KEPT]>,
+    len: u8,
+    name: [u8; NAME_KEPT],
 }
 
-#[derive(Default)]
+const EMPTY: Slot = Slot { generation: 0, dir: Ino(0), target: None, len: 0, name: [0; NAME_KEPT] };
+
+impl Slot {
+    #[inline]
+    fn is(&self, dir: Ino, name: &[u8]) -> bool {
+        self.dir == dir && &self.name[..usize::from(self.len)] == name
+    }
+}
+
+#[repr(C)]
 struct Set {
-    slots: SmallVec<[Slot; WAYS]>,
+    /// Bits of what is in the slots, 0 for nothing.
+    tags: [u16; WAYS],
     /// Which slot goes next.
     turn: u8,
+    slots: [Slot; WAYS],
 }
 
 /// The table of one mount.
@@ -51,25 +61,33 @@ pub(crate) struct NameCache {
 impl NameCache {
     /// Room for about `entries` names.
     pub(crate) fn new(entries: usize) -> NameCache {
-        let sets = (entries / WAYS).max(16).next_power_of_two();
-        NameCache { sets: (0..sets).map(|_| Mutex::new(Set::default())).collect() }
+        let sets = (entries / WAYS).max(8).next_power_of_two();
+        let empty = || Mutex::new(Set { tags: [0; WAYS], turn: 0, slots: [EMPTY; WAYS] });
+        NameCache { sets: (0..sets).map(|_| empty()).collect() }
     }
 
-    fn set(&self, dir: Ino, hash: u64) -> &Mutex<Set> {
+    /// The set of a name, and the name's tag in it.
+    #[inline]
+    fn set(&self, dir: Ino, hash: u64) -> (&Mutex<Set>, u16) {
         let x = (dir.0.rotate_left(32) ^ hash).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        &self.sets[(x >> 32) as usize & (self.sets.len() - 1)]
+        let x = (x ^ (x >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (&self.sets[(x >> 24) as usize & (self.sets.len() - 1)], (x >> 48) as u16 | 1)
     }
 
     /// What `name` leads to: `None` if that is not known, `Some(None)` if there is no such entry.
+    #[inline]
     pub(crate) fn get(&self, dir: Ino, hash: u64, name: &[u8], generation: u64) -> Option<Option<Target>> {
-        let set = self.set(dir, hash).lock();
-        let slot = set.find(dir, hash, name)?;
+        let (set, tag) = self.set(dir, hash);
+        let set = set.lock();
+        let slot = &set.slots[set.find(tag, dir, name)?];
         (slot.generation == generation && generation != 0).then_some(slot.target)
     }
 
-    /// What `name` led to last, whenever that was: a guess to be verified.
-    pub(crate) fn guess(&self, dir: Ino, hash: u64, name: &[u8]) -> Option<Target> {
-        self.set(dir, hash).lock().find(dir, hash, name)?.target
+    /// What `name` led to last, whenever that was: a guess to be verified. As [`NameCache::get`].
+    pub(crate) fn guess(&self, dir: Ino, hash: u64, name: &[u8]) -> Option<Option<Target>> {
+        let (set, tag) = self.set(dir, hash);
+        let set = set.lock();
+        Some(set.slots[set.find(tag, dir, name)?].target)
     }
 
     /// Remembers an answer of the entry items, or a change that has just been made to them.
@@ -77,33 +95,46 @@ impl NameCache {
         if name.len() > NAME_KEPT || generation == 0 {
             return;
         }
-        let mut set = self.set(dir, hash).lock();
-        let set = &mut *set;
-        let same = set.slots.iter().position(|s| s.dir == dir && s.hash == hash && s.name.as_slice() == name);
-        if let Some(i) = same {
+        let (set, tag) = self.set(dir, hash);
+        let mut set = set.lock();
+        if let Some(i) = set.find(tag, dir, name) {
             set.slots[i].generation = generation;
             set.slots[i].target = target;
             return;
         }
-        let slot = Slot { generation, dir, hash, target, name: SmallVec::from_slice(name) };
-        if set.slots.len() < WAYS {
-            set.slots.push(slot);
-        } else {
-            set.turn = (set.turn + 1) % WAYS as u8;
-            set.slots[usize::from(set.turn)] = slot;
-        }
+        let i = match set.tags.iter().position(|t| *t == 0) {
+            Some(free) => free,
+            None => {
+                set.turn = (set.turn + 1) % WAYS as u8;
+                usize::from(set.turn)
+            }
+        };
+        set.tags[i] = tag;
+        let slot = &mut set.slots[i];
+        (slot.generation, slot.dir, slot.target, slot.len) = (generation, dir, target, name.len() as u8);
+        slot.name[..name.len()].copy_from_slice(name);
     }
 
     /// Forgets a name whose entry may have changed in a way that is not known.
     pub(crate) fn forget(&self, dir: Ino, hash: u64, name: &[u8]) {
-        let mut set = self.set(dir, hash).lock();
-        set.slots.retain(|s| !(s.dir == dir && s.hash == hash && s.name.as_slice() == name));
+        let (set, tag) = self.set(dir, hash);
+        let mut set = set.lock();
+        if let Some(i) = set.find(tag, dir, name) {
+            set.tags[i] = 0;
+        }
+    }
+
+    /// Names in the table.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.sets.iter().map(|s| s.lock().tags.iter().filter(|t| **t != 0).count()).sum()
     }
 }
 
 impl Set {
-    fn find(&self, dir: Ino, hash: u64, name: &[u8]) -> Option<&Slot> {
-        self.slots.iter().find(|s| s.hash == hash && s.dir == dir && s.name.as_slice() == name)
+    #[inline]
+    fn find(&self, tag: u16, dir: Ino, name: &[u8]) -> Option<usize> {
+        (0..WAYS).find(|&i| self.tags[i] == tag && self.slots[i].is(dir, name))
     }
 }
 
@@ -136,12 +167,26 @@ mod tests {
     }
 
     #[test]
+    fn a_forgotten_name_and_one_that_is_too_long_are_not_known() {
+        let cache = NameCache::new(64);
+        cache.put(DIR, 7, b"a", 3, target(9));
+        cache.forget(DIR, 7, b"a");
+        assert_eq!((cache.get(DIR, 7, b"a", 3), cache.guess(DIR, 7, b"a")), (None, None));
+        let long = [b'x'; NAME_KEPT + 1];
+        cache.put(DIR, 7, &long, 3, target(9));
+        assert_eq!(cache.get(DIR, 7, &long, 3), None);
+        assert_eq!(cache.get(DIR, 7, &long[1..], 3), None);
+        cache.put(DIR, 7, &long[1..], 3, None);
+        assert_eq!(cache.get(DIR, 7, &long[1..], 3), Some(None));
+        assert_eq!(cache.guess(DIR, 7, &long[1..]), Some(None), "known not to be");
+    }
+
+    #[test]
     fn the_table_is_bounded() {
         let cache = NameCache::new(64);
         for i in 0..10_000u64 {
             cache.put(DIR, i, &i.to_le_bytes(), 1, target(i));
         }
-        let held: usize = cache.sets.iter().map(|s| s.lock().slots.len()).sum();
-        assert!(held <= 64);
+        assert!(cache.len() <= 64);
     }
 }

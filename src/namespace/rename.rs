@@ -93,19 +93,36 @@ impl Namespace {
         let from = Side { dir: from.0, name: Name::new(from.1, Errno::EBUSY)? };
         let mut at_once = true;
         for _ in 0..RETRIES {
-            let moved = self.search(caller, from.dir, &from.name)?;
-            let other = match self.search(caller, to.dir, &to.name) {
-                Ok(t) => Some(t),
-                Err(e) if e.is(Errno::ENOENT) => None,
-                Err(e) => return Err(e),
-            };
-            match self.rename_seen(caller, (from, to), flags, Seen { moved, other }, at_once)? {
+            let seen = self.see(caller, from, to)?;
+            match self.rename_seen(caller, (from, to), flags, seen, at_once)? {
                 Outcome::Done => return Ok(()),
                 Outcome::Changed => {}
                 Outcome::TooMuch => at_once = false,
             }
         }
         fail(Errno::EBUSY)
+    }
+
+    /// What both names lead to. Within one directory the last known answers do, because nothing is decided before they have
+    /// been verified.
+    fn see(&self, caller: &Caller, from: Side<'_>, to: Side<'_>) -> Result<Seen> {
+        let known = |side: &Side<'_>| match from.dir == to.dir {
+            true => self.names.guess(side.dir, side.name.hash, side.name.bytes),
+            false => None,
+        };
+        let moved = match known(&from) {
+            Some(Some(t)) => t,
+            _ => self.search(caller, from.dir, &from.name)?,
+        };
+        let other = match known(&to) {
+            Some(known) => known,
+            None => match self.search(caller, to.dir, &to.name) {
+                Ok(t) => Some(t),
+                Err(e) if e.is(Errno::ENOENT) => None,
+                Err(e) => return Err(e),
+            },
+        };
+        Ok(Seen { moved, other })
     }
 
     fn rename_seen(
@@ -142,6 +159,8 @@ impl Namespace {
         let locks = self.lock_groups(&all)?;
         let (from_dir, to_dir) =
             (self.fresh_dir(&cast.from, locks.of(from.dir))?, self.fresh_dir(&cast.to, locks.of(to.dir))?);
+        self.check_access(&cast.from, locks.of(from.dir), &from_dir, caller, Access::EXECUTE)?;
+        self.check_access(&cast.to, locks.of(to.dir), &to_dir, caller, Access::EXECUTE)?;
         let now = Seen {
             moved: match self.find(from.dir, locks.of(from.dir), &from.name)? {
                 Some(t) => t,

@@ -37,6 +37,8 @@ mod tests;
 
 use std::time::Duration;
 
+use crossbeam::utils::CachePadded;
+
 use crate::alloc::{DataAlloc, Stock};
 use crate::block::BlockStore;
 use crate::device::BlockDevice;
@@ -137,7 +139,8 @@ pub(crate) struct Txn {
     room: Room,
     data: Mutex<Option<DataAlloc>>,
     srch: Mutex<Vec<SrchEntry>>,
-    inode_delta: AtomicI64,
+    /// Changed by every creation, on a line that others do not read all the time.
+    inode_delta: CachePadded<AtomicI64>,
     control: Arc<Control>,
     /// The commit procedure; locked by the one who runs it.
     run: Mutex<Run>,
@@ -167,7 +170,7 @@ impl Txn {
             room: Room::default(),
             data: Mutex::new(None),
             srch: Mutex::new(Vec::new()),
-            inode_delta: AtomicI64::new(0),
+            inode_delta: CachePadded::new(AtomicI64::new(0)),
             control: Arc::new(Control::new(config.commit_interval, config.idle_interval)),
             run: Mutex::new(Run::new()),
             thread: Mutex::new(None),

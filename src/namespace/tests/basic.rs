@@ -45,3 +45,39 @@ fn files_directories_links_and_renames() {
     assert_eq!(m.ns.getxattr(me, ROOT, b"user.a").unwrap(), b"1");
     m.unmount();
 }
+
+/// Looking up answers from copies without using the cluster locks; the copies must not outlive the grants they were made under.
+#[test]
+fn answers_from_memory_end_with_their_grant() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.mount(), cluster.mount());
+    let me = &Caller::root();
+    let dir = a.ns.mkdir(me, ROOT, b"dir", 0o755).unwrap().ino;
+    let file = a.ns.create(me, dir, b"name-0", 0o600).unwrap().ino;
+    for i in 0..20u32 {
+        let (reader, writer) = if i % 2 == 0 { (&a.ns, &b.ns) } else { (&b.ns, &a.ns) };
+        let (old, new) = (format!("name-{i}"), format!("name-{}", i + 1));
+        let (old, new) = (old.as_bytes(), new.as_bytes());
+        for _ in 0..3 {
+            assert_eq!(reader.lookup(me, dir, old).unwrap().mode & 0o777, 0o600 + i);
+            assert!(reader.lookup(me, dir, new).unwrap_err().is(Errno::ENOENT));
+            assert_eq!(reader.getattr(file).unwrap().mode & 0o777, 0o600 + i);
+        }
+        writer.rename(me, (dir, old), (dir, new), RenameFlags::NONE).unwrap();
+        let set = SetAttr { mode: Some(0o600 + i + 1), ..SetAttr::default() };
+        writer.setattr(me, file, &set).unwrap();
+        for ns in [reader, writer, reader] {
+            assert!(ns.lookup(me, dir, old).unwrap_err().is(Errno::ENOENT));
+            assert_eq!(ns.lookup(me, dir, new).unwrap().mode & 0o777, 0o600 + i + 1);
+        }
+    }
+    let nobody = &Caller::user(7, 7);
+    let closed = SetAttr { mode: Some(0o700), ..SetAttr::default() };
+    assert!(a.ns.lookup(nobody, dir, b"name-20").is_ok());
+    b.ns.setattr(me, dir, &closed).unwrap();
+    assert!(a.ns.lookup(me, dir, b"name-20").is_ok(), "with the copies fresh again");
+    assert!(a.ns.lookup(nobody, dir, b"name-20").unwrap_err().is(Errno::EACCES));
+    assert!(a.ns.lookup(nobody, dir, b"none").unwrap_err().is(Errno::EACCES));
+    a.unmount();
+    b.unmount();
+}

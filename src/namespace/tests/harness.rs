@@ -70,10 +70,15 @@ impl Cluster {
     }
 
     pub(super) fn with_version(fmt_vers: u64) -> Arc<Cluster> {
+        Cluster::with_size(fmt_vers, 256 << 20)
+    }
+
+    /// With so many bytes of metadata.
+    pub(super) fn with_size(fmt_vers: u64, meta_bytes: u64) -> Arc<Cluster> {
         // RUST_LOG shows what happens when a test fails.
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
-        let meta: Arc<dyn BlockDevice> = MemDevice::new(256 << 20);
+        let meta: Arc<dyn BlockDevice> = MemDevice::new(meta_bytes);
         let data: Arc<dyn BlockDevice> = MemDevice::new(256 << 20);
         let addr: SocketAddr = "127.0.0.1:20000".parse().unwrap();
         let SocketAddr::V4(slot) = addr else { unreachable!() };
