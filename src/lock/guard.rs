@@ -63,12 +63,18 @@ impl<P: Protected> Lock<P> {
         self.hot.refresh_gen.load(Ordering::Relaxed)
     }
 
-    /// The refresh generation if the lock is readable now. Copies that were made under this generation are right at this
-    /// moment, so an operation that only looks at one may answer from it without using the lock. Counts as a use for the
-    /// sweep for idle locks.
-    #[inline]
+    /// The refresh generation if the lock is readable now.
+    #[cfg(test)]
     pub(crate) fn readable_gen(&self) -> Option<u64> {
-        if !self.hot.word.readable() {
+        self.mode().reads().then(|| self.refresh_gen()).filter(|g| *g != 0)
+    }
+
+    /// The refresh generation if the lock would serve a reader at once (its gate is open). Copies that were made under this
+    /// generation are right at this moment, so an operation that only looks at one may answer from it without using the
+    /// lock. Counts as a use for the sweep for idle locks.
+    #[inline]
+    pub(crate) fn peek_gen(&self) -> Option<u64> {
+        if !self.hot.word.serves_readers() {
             return None;
         }
         // After the word: whoever raised the mode has stored the generation before.

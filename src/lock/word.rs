@@ -119,7 +119,7 @@ impl LockWord {
 
     /// Does the mode serve readers, with the gate open? Remembers that somebody asked, writing only if that is new.
     #[inline]
-    pub(super) fn readable(&self) -> bool {
+    pub(super) fn serves_readers(&self) -> bool {
         let w = self.0.load(Ordering::Acquire);
         if w & GATE != 0 || !View(w).serves(Mode::Read) {
             return false;

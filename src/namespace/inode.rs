@@ -274,7 +274,7 @@ impl Inode {
     /// lock nor waits.
     #[inline]
     pub(crate) fn peek_fields<R>(&self, look: impl FnOnce(u64, &Fields) -> Option<R>) -> Option<R> {
-        let generation = self.lock.get()?.readable_gen()?;
+        let generation = self.lock.get()?.peek_gen()?;
         let s = self.state.try_read()?;
         if s.loaded == generation { look(generation, &s.fields) } else { None }
     }
