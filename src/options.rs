@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 
 /// Options of one mount. Every limit that bounds memory or work is here; the default caches add up to 224 MiB, and unused
-/// inodes and names to 60 MiB more.
+/// inodes and names to 64 MiB more.
 ///
 /// ```
 /// use scoutfs::VolumeOptions;
@@ -50,7 +50,7 @@ pub struct VolumeOptions {
     pub block_cache_bytes: usize,
     /// Bytes of clean items kept in memory (default 48 MiB). Option `item_cache_mb`.
     pub item_cache_bytes: usize,
-    /// Unused inodes kept in memory, 1,024..=16,777,216 (default 114,688), each with about 400 bytes. Option `inode_cache_count`.
+    /// Unused inodes kept in memory, 1,024..=16,777,216 (default 131,072), each with about 400 bytes. Option `inode_cache_count`.
     pub cached_inodes: usize,
     /// Bytes of changed items that may wait for a commit (default 48 MiB). Option `item_dirty_mb`.
     pub item_dirty_bytes: usize,
@@ -77,7 +77,7 @@ impl Default for VolumeOptions {
             commit_interval: Duration::from_secs(10),
             block_cache_bytes: 48 << 20,
             item_cache_bytes: 48 << 20,
-            cached_inodes: 112 << 10,
+            cached_inodes: 128 << 10,
             item_dirty_bytes: 48 << 20,
             data_cache_bytes: 48 << 20,
             data_dirty_bytes: 32 << 20,

@@ -23,7 +23,7 @@ pub(crate) struct NamespaceOptions {
 
 impl Default for NamespaceOptions {
     fn default() -> Self {
-        NamespaceOptions { cached_inodes: 112 * 1024, cached_names: 128 * 1024 }
+        NamespaceOptions { cached_inodes: 128 * 1024, cached_names: 128 * 1024 }
     }
 }
 
