@@ -1,5 +1,5 @@
 //! The FUSE front end against a filesystem that does nothing but remember names, built with the same library and the same
-//! mount options: what is left is the cost of the volume.
+//! mount options: what is left is the cost of the volume. Then the same with caches that other nodes can invalidate.
 //!
 //! ```text
 //! cargo bench --bench fuse            # 20,000 files; needs root and /dev/fuse
@@ -11,18 +11,21 @@ mod convert;
 mod frontend;
 #[path = "../examples/mount/handles.rs"]
 mod handles;
+#[path = "../examples/mount/kernel_cache.rs"]
+mod kernel_cache;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, MountOption, OpenFlags, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyOpen, Request,
+    KernelConfig, MountOption, OpenFlags, ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyOpen, Request, Session,
 };
 use scoutfs::device::FileDevice;
 use scoutfs::offline::{MkfsOptions, mkfs};
@@ -139,6 +142,34 @@ fn measure(dir: &Path, files: usize) -> [(&'static str, f64); 4] {
     [("create", create), ("stat, kernel cache dropped", first), ("stat, kernel cache", again), ("unlink", unlink)]
 }
 
+/// A new volume, mounted alone or with what other nodes would require of it.
+fn measure_volume(folder: &Path, dir: &Path, files: usize, shared: bool) -> [(&'static str, f64); 4] {
+    let (meta, data) = (folder.join("meta"), folder.join("data"));
+    let options = MkfsOptions {
+        allow_small: true,
+        quorum_slots: vec!["0,127.0.0.1,12345".parse().unwrap()],
+        ..MkfsOptions::default()
+    };
+    for path in [&meta, &data] {
+        let _ = fs::remove_file(path);
+    }
+    mkfs(&*FileDevice::create(&meta, 8 << 30).unwrap(), &*FileDevice::create(&data, 8 << 30).unwrap(), &options)
+        .unwrap();
+    let volume = Arc::new(Volume::open_paths(&meta, &data, VolumeOptions::member(0)).unwrap());
+    let cache = shared.then(|| Arc::new(kernel_cache::KernelCache::new()));
+    let front = frontend::FrontEnd::new(volume.clone(), 1 << 20, cache.clone());
+    let session = Session::new(front, dir, &config()).unwrap();
+    if let Some(cache) = cache {
+        cache.connect(session.notifier(), session.as_fd().try_clone_to_owned().unwrap());
+        volume.add_front_end(cache);
+    }
+    let session = session.spawn().unwrap();
+    let measured = measure(dir, files);
+    session.umount_and_join().unwrap();
+    Arc::into_inner(volume).unwrap().close().unwrap();
+    measured
+}
+
 fn main() {
     let files = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(20_000);
     if File::open("/dev/fuse").is_err() {
@@ -154,23 +185,12 @@ fn main() {
     let theirs = measure(&dir, files);
     session.umount_and_join().unwrap();
 
-    let (meta, data) = (folder.path().join("meta"), folder.path().join("data"));
-    let options = MkfsOptions {
-        allow_small: true,
-        quorum_slots: vec!["0,127.0.0.1,12345".parse().unwrap()],
-        ..MkfsOptions::default()
-    };
-    mkfs(&*FileDevice::create(&meta, 8 << 30).unwrap(), &*FileDevice::create(&data, 8 << 30).unwrap(), &options)
-        .unwrap();
-    let volume = std::sync::Arc::new(Volume::open_paths(&meta, &data, VolumeOptions::member(0)).unwrap());
-    let front = frontend::FrontEnd::new(volume.clone(), 1 << 20);
-    let session = fuser::spawn_mount(front, &dir, &config()).unwrap();
-    let ours = measure(&dir, files);
-    session.umount_and_join().unwrap();
-    std::sync::Arc::into_inner(volume).unwrap().close().unwrap();
-
-    println!("{:<28} {:>12} {:>12} {:>6}", "", "volume", "nothing", "ratio");
-    for ((what, a), (_, b)) in ours.iter().zip(&theirs) {
-        println!("{what:<28} {a:>12.0} {b:>12.0} {:>6.2}", a / b);
+    let alone = measure_volume(folder.path(), &dir, files, false);
+    let cluster = measure_volume(folder.path(), &dir, files, true);
+    for (title, ours) in [("volume", alone), ("as in a cluster", cluster)] {
+        println!("{:<28} {title:>16} {:>12} {:>6}", "", "nothing", "ratio");
+        for ((what, a), (_, b)) in ours.iter().zip(&theirs) {
+            println!("{what:<28} {a:>16.0} {b:>12.0} {:>6.2}", a / b);
+        }
     }
 }

@@ -58,7 +58,7 @@
 //! | `scoutfs-net` | mount | connecting, receiving from the server; never on locks or devices but to find the server |
 //! | `scoutfs-net-tx`, one per socket | mount | sending |
 //! | `scoutfs-commit` | mount | operations that hold the transaction, both devices, answers of the server |
-//! | `lock-drop-0`.. | mount | writers of caches that are dropped |
+//! | `lock-drop-0`.. | mount | writers of caches that are dropped, the [`FrontEnd`] |
 //! | `lock-commit` | mount | commits |
 //! | `lock-shrink` | mount | nothing |
 //! | `scoutfs-data-0`.. | mount | the data device |
@@ -75,7 +75,8 @@
 //! # Seams
 //!
 //! What an embedder may replace: [`device::BlockDevice`] (storage), [`net::Transport`] with its streams, listeners and datagrams
-//! (network), [`server::Fencer`] (isolation of failed nodes). [`Environment`] takes them. Fault injection and crash images
+//! (network), [`server::Fencer`] (isolation of failed nodes). [`Environment`] takes them. [`FrontEnd`] is told what to drop from caches
+//! above the volume. Fault injection and crash images
 //! ([`device::FaultDevice`], [`device::RecordDevice`]) are implementations of the same traits.
 //!
 //! # Errors
@@ -142,4 +143,4 @@ pub use format::Ino;
 #[cfg(not(loom))]
 pub use options::VolumeOptions;
 #[cfg(not(loom))]
-pub use volume::{ClusterStatus, Environment, LockReport, MemberStatus, OpenInode, Role, Volume};
+pub use volume::{ClusterStatus, Environment, FrontEnd, InodeGroup, LockReport, MemberStatus, OpenInode, Role, Volume};

@@ -2,8 +2,10 @@
 //!
 //! Permissions are checked by the kernel (`default_permissions` with POSIX ACLs), which has the caller's groups and capabilities;
 //! the volume is therefore called with every privilege and the caller's user and group, which become the owner of new
-//! inodes. Attributes and names may be cached by the kernel for long: this mount is the only way to change them, and the
-//! replies to changes carry the new attributes.
+//! inodes. Attributes and names may be cached by the kernel for long. On a volume that nobody else has mounted this mount is
+//! the only way to change them, and the replies to changes carry the new attributes. In a cluster see `kernel_cache`; there
+//! file locks are refused (`EOPNOTSUPP`), because the protocol between nodes has none and locks that only one node knows
+//! would protect nothing.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -14,14 +16,15 @@ use std::time::{Duration, SystemTime};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
-use scoutfs::namespace::{Attr, Caller, Caps, SetAttr, XattrFlags};
+use scoutfs::namespace::{Access, Attr, Caller, Caps, SetAttr, XattrFlags};
 use scoutfs::{Ino, Result, Volume};
 
 use crate::convert;
-use crate::handles::Handles;
+use crate::handles::{Handles, Opens};
+use crate::kernel_cache::{Before, KernelCache};
 
 /// How long the kernel may use names and attributes without asking.
 const TTL: Duration = Duration::from_secs(3600);
@@ -31,19 +34,58 @@ const LISTING: usize = 256;
 
 pub(crate) struct FrontEnd {
     volume: Arc<Volume>,
+    /// Inodes that the kernel knows, if it does not announce what it opens.
     handles: Handles,
+    /// What the kernel has opened, if it does announce it.
+    opens: Opens,
+    /// In a cluster: what the kernel caches.
+    shared: Option<Arc<KernelCache>>,
     max_write: u32,
 }
 
 impl FrontEnd {
-    pub(crate) fn new(volume: Arc<Volume>, max_write: u32) -> FrontEnd {
-        FrontEnd { volume, handles: Handles::new(), max_write }
+    pub(crate) fn new(volume: Arc<Volume>, max_write: u32, shared: Option<Arc<KernelCache>>) -> FrontEnd {
+        FrontEnd { volume, handles: Handles::new(), opens: Opens::new(), shared, max_write }
+    }
+
+    fn before(&self) -> Option<Before> {
+        self.shared.as_ref().map(|cache| cache.before())
+    }
+
+    /// How long the kernel may keep a name in `dir` that leads to `ino`, and the attributes of it.
+    fn entry_ttl(&self, before: Option<Before>, dir: INodeNo, to: Ino) -> Duration {
+        match (&self.shared, before) {
+            (Some(cache), Some(before)) => cache.entry_ttl(before, ino(dir), to),
+            _ => TTL,
+        }
+    }
+
+    /// An inode is named in an answer. In a cluster that gives no claim to it: a node that remembers a name must not keep the
+    /// others from deleting what it leads to.
+    fn remember(&self, ino: Ino) -> Result<()> {
+        if self.shared.is_some() { Ok(()) } else { self.handles.remember(&self.volume, ino) }
     }
 
     /// Makes an inode known to the kernel and answers with it.
-    fn entry(&self, result: Result<Attr>, reply: ReplyEntry) {
-        match result.and_then(|a| self.handles.remember(&self.volume, a.ino).map(|()| a)) {
-            Ok(a) => reply.entry(&TTL, &convert::attr(&a), GENERATION),
+    fn entry(&self, dir: INodeNo, op: impl FnOnce() -> Result<Attr>, reply: ReplyEntry) {
+        let before = self.before();
+        match op().and_then(|a| self.remember(a.ino).map(|()| a)) {
+            Ok(a) => reply.entry(&self.entry_ttl(before, dir, a.ino), &convert::attr(&a), GENERATION),
+            Err(e) => reply.error(convert::errno(e)),
+        }
+    }
+
+    /// Opens an inode for the kernel, in a cluster; otherwise it is told not to ask.
+    fn open_any(&self, node: INodeNo, flags: FopenFlags, reply: ReplyOpen) {
+        let Some(cache) = &self.shared else {
+            // Answered once: the kernel then opens files without asking, and keeps their pages.
+            return reply.error(Errno::ENOSYS);
+        };
+        match self.volume.open_inode(&Caller::root(), ino(node), Access::NONE) {
+            Ok(handle) => {
+                cache.opened(ino(node));
+                reply.opened(FileHandle(self.opens.insert(handle)), flags);
+            }
             Err(e) => reply.error(convert::errno(e)),
         }
     }
@@ -83,13 +125,20 @@ impl Filesystem for FrontEnd {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_NO_OPEN_SUPPORT,
-            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
-        for flag in wanted {
+        let more = match &self.shared {
+            None => [InitFlags::FUSE_NO_OPEN_SUPPORT, InitFlags::FUSE_NO_OPENDIR_SUPPORT],
+            // Locks are asked for here, to be refused; without these the kernel would grant them itself.
+            Some(_) => [InitFlags::FUSE_POSIX_LOCKS, InitFlags::FUSE_FLOCK_LOCKS],
+        };
+        if let Some(cache) = &self.shared {
+            let version = config.kernel_abi();
+            cache.negotiated((version.0, version.1));
+        }
+        for flag in wanted.into_iter().chain(more) {
             // What an older kernel does not offer is done without.
             let _ = config.add_capabilities(flag);
         }
@@ -101,11 +150,11 @@ impl Filesystem for FrontEnd {
 
     fn destroy(&mut self) {
         self.handles.clear();
+        self.opens.clear();
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let found = self.volume.lookup(&caller(req, 0), ino(parent), name.as_bytes());
-        self.entry(found, reply);
+        self.entry(parent, || self.volume.lookup(&caller(req, 0), ino(parent), name.as_bytes()), reply);
     }
 
     fn forget(&self, _req: &Request, node: INodeNo, nlookup: u64) {
@@ -113,8 +162,15 @@ impl Filesystem for FrontEnd {
     }
 
     fn getattr(&self, _req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let before = self.before();
         match self.volume.getattr(ino(node)) {
-            Ok(a) => reply.attr(&TTL, &convert::attr(&a)),
+            Ok(a) => {
+                let ttl = match (&self.shared, before) {
+                    (Some(cache), Some(before)) => cache.attr_ttl(before, a.ino),
+                    _ => TTL,
+                };
+                reply.attr(&ttl, &convert::attr(&a));
+            }
             Err(e) => reply.error(convert::errno(e)),
         }
     }
@@ -148,7 +204,8 @@ impl Filesystem for FrontEnd {
             through_handle: true,
         };
         match self.volume.setattr(&caller(req, 0), ino(node), &set) {
-            Ok(a) => reply.attr(&TTL, &convert::attr(&a)),
+            // Without a check of versions the kernel would take what an invalidation has overtaken.
+            Ok(a) => reply.attr(if self.shared.is_some() { &Duration::ZERO } else { &TTL }, &convert::attr(&a)),
             Err(e) => reply.error(convert::errno(e)),
         }
     }
@@ -162,12 +219,12 @@ impl Filesystem for FrontEnd {
 
     fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
         let rdev = convert::rdev_from_fuse(rdev);
-        let made = self.volume.mknod(&caller(req, umask), ino(parent), name.as_bytes(), mode, rdev);
-        self.entry(made, reply);
+        let make = || self.volume.mknod(&caller(req, umask), ino(parent), name.as_bytes(), mode, rdev);
+        self.entry(parent, make, reply);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        self.entry(self.volume.mkdir(&caller(req, umask), ino(parent), name.as_bytes(), mode), reply);
+        self.entry(parent, || self.volume.mkdir(&caller(req, umask), ino(parent), name.as_bytes(), mode), reply);
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -180,7 +237,7 @@ impl Filesystem for FrontEnd {
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = target.as_os_str().as_bytes();
-        self.entry(self.volume.symlink(&caller(req, 0), ino(parent), name.as_bytes(), target), reply);
+        self.entry(parent, || self.volume.symlink(&caller(req, 0), ino(parent), name.as_bytes(), target), reply);
     }
 
     fn rename(
@@ -199,16 +256,36 @@ impl Filesystem for FrontEnd {
     }
 
     fn link(&self, req: &Request, node: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        self.entry(self.volume.link(&caller(req, 0), ino(node), ino(newparent), newname.as_bytes()), reply);
+        let make = || self.volume.link(&caller(req, 0), ino(node), ino(newparent), newname.as_bytes());
+        self.entry(newparent, make, reply);
     }
 
-    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        // Answered once: the kernel then opens files without asking, and keeps their pages.
-        reply.error(Errno::ENOSYS);
+    fn open(&self, _req: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.open_any(node, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH, reply);
     }
 
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(Errno::ENOSYS);
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.opens.remove(fh.0);
+        reply.ok();
+    }
+
+    fn opendir(&self, _req: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // Not FOPEN_CACHE_DIR: listings are not kept.
+        self.open_any(node, FopenFlags::empty(), reply);
+    }
+
+    fn releasedir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.opens.remove(fh.0);
+        reply.ok();
     }
 
     fn read(
@@ -237,7 +314,7 @@ impl Filesystem for FrontEnd {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
@@ -245,7 +322,14 @@ impl Filesystem for FrontEnd {
         if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
             who.caps = Caps::NONE;
         }
-        match self.volume.write(&who, ino(node), offset, data) {
+        // Where the file ends only the volume knows: the kernel's offset may be of before another node's append.
+        let append = self.shared.is_some() && flags.0 & libc::O_APPEND != 0;
+        let written = if append {
+            self.volume.append(&who, ino(node), data).map(|(_, n)| n)
+        } else {
+            self.volume.write(&who, ino(node), offset, data)
+        };
+        match written {
             Ok(n) => reply.written(n as u32),
             Err(e) => reply.error(convert::errno(e)),
         }
@@ -279,6 +363,7 @@ impl Filesystem for FrontEnd {
     }
 
     fn readdirplus(&self, _req: &Request, node: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let before = self.before();
         let batch = match self.volume.readdir_plus(ino(node), offset, LISTING) {
             Ok(b) => b,
             Err(e) => return reply.error(convert::errno(e)),
@@ -288,12 +373,13 @@ impl Filesystem for FrontEnd {
             let Some(a) = e.attr else { continue };
             // The kernel takes no reference for `.` and `..`.
             let counted = e.name != b"." && e.name != b"..";
-            if counted && self.handles.remember(&self.volume, e.ino).is_err() {
+            if counted && self.remember(e.ino).is_err() {
                 continue;
             }
             let name = OsStr::from_bytes(e.name);
-            if reply.add(INodeNo(e.ino.0), e.pos + 1, name, &TTL, &convert::attr(&a), GENERATION) {
-                if counted {
+            let ttl = if counted { self.entry_ttl(before, node, e.ino) } else { TTL };
+            if reply.add(INodeNo(e.ino.0), e.pos + 1, name, &ttl, &convert::attr(&a), GENERATION) {
+                if counted && self.shared.is_none() {
                     self.handles.forget(e.ino, 1);
                 }
                 break;
@@ -356,6 +442,12 @@ impl Filesystem for FrontEnd {
         reply: ReplyCreate,
     ) {
         match self.volume.create_open(&caller(req, umask), ino(parent), name.as_bytes(), mode) {
+            Ok((a, handle)) if self.shared.is_some() => {
+                let fh = FileHandle(self.opens.insert(handle));
+                let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
+                // New to the kernel and open at once: an invalidation that overtakes this answer would find nothing.
+                reply.created(&Duration::ZERO, &convert::attr(&a), GENERATION, fh, direct);
+            }
             Ok((a, handle)) => {
                 self.handles.insert(a.ino, handle);
                 let keep = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
@@ -389,6 +481,38 @@ impl Filesystem for FrontEnd {
             Ok(pos) => reply.offset(pos as i64),
             Err(e) => reply.error(convert::errno(e)),
         }
+    }
+
+    fn getlk(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        _start: u64,
+        _end: u64,
+        _typ: i32,
+        _pid: u32,
+        reply: ReplyLock,
+    ) {
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    fn setlk(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        _start: u64,
+        _end: u64,
+        typ: i32,
+        _pid: u32,
+        _sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        // Nobody holds a lock, so there is always none to give back.
+        if typ == libc::F_UNLCK { reply.ok() } else { reply.error(Errno::EOPNOTSUPP) }
     }
 
     fn copy_file_range(

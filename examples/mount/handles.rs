@@ -4,10 +4,14 @@
 //! does not know which files are open. It knows which inodes the kernel has: every answer that names an inode adds one to
 //! the inode's count, and FORGET takes them back when the kernel drops the inode, which it cannot do while a file is open.
 //! Each inode with a count keeps a handle of the volume.
+//!
+//! In a cluster that would keep other nodes from deleting what this kernel merely remembers. There the kernel announces what it
+//! opens, and a handle is kept for each open file ([`Opens`]).
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use scoutfs::namespace::{Access, Caller};
 use scoutfs::{Ino, OpenInode, Result, Volume};
@@ -72,6 +76,43 @@ impl Handles {
         drop(shard);
         // Dropping the last handle of an unlinked file deletes it.
         drop(last);
+    }
+
+    pub(crate) fn clear(&self) {
+        for shard in &self.shards {
+            let all = std::mem::take(&mut *shard.lock().expect("not poisoned"));
+            drop(all);
+        }
+    }
+}
+
+/// Files and directories that the kernel has announced as open.
+pub(crate) struct Opens {
+    next: AtomicU64,
+    shards: Vec<Mutex<HashMap<u64, OpenInode>>>,
+}
+
+impl Opens {
+    pub(crate) fn new() -> Opens {
+        Opens { next: AtomicU64::new(1), shards: (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect() }
+    }
+
+    fn shard(&self, fh: u64) -> &Mutex<HashMap<u64, OpenInode>> {
+        &self.shards[fh as usize % SHARDS]
+    }
+
+    /// Keeps a handle; gives its number.
+    pub(crate) fn insert(&self, handle: OpenInode) -> u64 {
+        let fh = self.next.fetch_add(1, Ordering::Relaxed);
+        self.shard(fh).lock().expect("not poisoned").insert(fh, handle);
+        fh
+    }
+
+    /// The kernel has closed it.
+    pub(crate) fn remove(&self, fh: u64) {
+        let handle = self.shard(fh).lock().expect("not poisoned").remove(&fh);
+        // The last one of an unlinked file deletes it.
+        drop(handle);
     }
 
     pub(crate) fn clear(&self) {

@@ -10,6 +10,7 @@
 mod convert;
 mod frontend;
 mod handles;
+mod kernel_cache;
 mod options;
 mod session;
 

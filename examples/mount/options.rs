@@ -25,6 +25,8 @@ Options of -o, comma separated:
   fence_dir=DIR            without fence_command: all nodes are on this host
                            and are known and killed through files in DIR
                            (default /var/lib/scoutfs/mounts)
+  (In a cluster files cannot be mapped shared and have no flock and fcntl
+   locks: ENODEV, EOPNOTSUPP. Mapping them private works.)
   source_addr=IP           address that this node's connections come from
   allow_other, threads=N, max_write_kb=N
                            for the FUSE front end
@@ -41,6 +43,8 @@ pub(crate) struct FrontOptions {
     pub(crate) allow_other: bool,
     pub(crate) threads: usize,
     pub(crate) max_write: u32,
+    /// Other nodes change the volume too.
+    pub(crate) shared: bool,
 }
 
 /// Everything after `-o`.
@@ -58,7 +62,7 @@ impl Options {
     pub(crate) fn parse(lists: &[String], cluster: bool) -> Result<Options> {
         let mut options = Options {
             volume: VolumeOptions::default(),
-            front: FrontOptions { allow_other: false, threads: 4, max_write: 1 << 20 },
+            front: FrontOptions { allow_other: false, threads: 4, max_write: 1 << 20, shared: false },
             cluster,
             fence_command: None,
             fence_dir: FENCE_DIR.into(),
@@ -85,6 +89,8 @@ impl Options {
             }
         }
         options.volume.parse(&rest.join(","))?;
+        // A read-only view is of one moment; nobody changes that.
+        options.front.shared = options.cluster && !options.volume.read_only;
         if !options.cluster {
             if options.fence_command.is_some() || options.source.is_some() {
                 return Err(Error::Invalid("fence_command and source_addr need the option cluster".into()));

@@ -1,5 +1,6 @@
 //! A volume shown at a directory through FUSE, until it is unmounted or a signal comes.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::frontend::FrontEnd;
+use crate::kernel_cache::KernelCache;
 use crate::options::FrontOptions;
 
 /// Signals that end a mount in order. They are caught from here on, so that none can end the process half way through
@@ -44,7 +46,12 @@ pub(crate) fn serve(
     config.n_threads = Some(front.threads);
     config.clone_fd = true;
 
-    let mut session = Session::new(FrontEnd::new(volume.clone(), front.max_write), dir, &config)?;
+    let cache = front.shared.then(|| Arc::new(KernelCache::new()));
+    let mut session = Session::new(FrontEnd::new(volume.clone(), front.max_write, cache.clone()), dir, &config)?;
+    if let Some(cache) = cache {
+        cache.connect(session.notifier(), session.as_fd().try_clone_to_owned()?);
+        volume.add_front_end(cache);
+    }
     let mut unmounter = session.unmount_callable();
     let ending = Arc::new(AtomicBool::new(false));
     let handle = signals.handle();

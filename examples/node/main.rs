@@ -18,6 +18,8 @@ mod convert;
 mod frontend;
 #[path = "../mount/handles.rs"]
 mod handles;
+#[path = "../mount/kernel_cache.rs"]
+mod kernel_cache;
 #[path = "../mount/options.rs"]
 mod options;
 mod script;

@@ -129,7 +129,7 @@ impl Node {
         Ok(node)
     }
 
-    /// Registers a cache that depends on locks; before the mount is used.
+    /// Registers a cache that depends on locks; before anything is put into it.
     pub(crate) fn add_listener(&self, listener: Arc<dyn CacheListener>) {
         self.revoker.listeners.write().push(listener);
     }

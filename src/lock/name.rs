@@ -110,6 +110,11 @@ impl LockName {
         (name.start() == *key).then_some(name)
     }
 
+    /// The number of the group of inodes, for a lock of one.
+    pub(crate) fn inode_group(&self) -> Option<u64> {
+        (self.family == Family::Inode).then_some(self.group)
+    }
+
     /// The first key of the range: the name on the wire and in bloom filters.
     pub(crate) const fn start(&self) -> Key {
         let first = self.group * LOCK_GROUP;

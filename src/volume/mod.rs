@@ -3,6 +3,7 @@
 //! [`Volume`] is thin. It puts the rooms of a mount together, opens and closes them in order, and passes calls on. All
 //! operations take inode numbers, which is what front ends have; [`paths`](Volume::resolve) are a convenience on top.
 
+mod front_end;
 mod mount;
 mod paths;
 mod status;
@@ -10,6 +11,7 @@ mod watch;
 
 use std::path::Path;
 
+pub use front_end::{FrontEnd, InodeGroup};
 pub use status::{ClusterStatus, LockReport, MemberStatus, Role};
 
 use crate::data::FileExtent;

@@ -7,7 +7,11 @@ tools=$target/tools
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/scoutfs-fuse.XXXXXX")
 mnt=$scratch/mnt
 mount_pid=
-mkdir -p "$mnt"
+# The second node's, in the suites that have one.
+mnt2=$scratch/mnt2
+mount2_pid=
+noise_pid=
+mkdir -p "$mnt" "$mnt2"
 
 say() { printf -- '-- %s\n' "$*"; }
 die() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
@@ -22,10 +26,25 @@ tool() {
     cargo install --quiet --locked --root "$tools" --target-dir "$tools/build" --version "$2" "$1"
 }
 
-# new_volume [META_SIZE DATA_SIZE]
+# A port of the loopback address that is free now, for TCP and UDP.
+free_port() {
+    python3 -c '
+import socket
+while True:
+    udp, tcp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.socket()
+    udp.bind(("127.0.0.1", 0))
+    try:
+        tcp.bind(udp.getsockname())
+    except OSError:
+        continue
+    print(udp.getsockname()[1])
+    break'
+}
+
+# new_volume [META_SIZE DATA_SIZE [PORT]]
 new_volume() {
     rm -f "$scratch/meta" "$scratch/data"
-    "$examples/mkfs" -f -A --create-meta "${1:-1G}" --create-data "${2:-4G}" -Q 0,127.0.0.1,12345 \
+    "$examples/mkfs" -f -A --create-meta "${1:-1G}" --create-data "${2:-4G}" -Q "0,127.0.0.1,${3:-12345}" \
         "$scratch/meta" "$scratch/data" >/dev/null
 }
 
@@ -43,6 +62,29 @@ mount_volume() {
     done
     cat "$scratch/mount.log" >&2
     die "not mounted after 30 s"
+}
+
+# mount_cluster: two nodes, of which the first is the server.
+mount_cluster() {
+    mount_volume "cluster,quorum_slot_nr=0,fence_dir=$scratch/fence"
+    local mnt=$mnt2 first=$mount_pid
+    cp "$scratch/mount.out" "$scratch/mount1.out"
+    mount_volume "cluster,fence_dir=$scratch/fence"
+    mount2_pid=$mount_pid mount_pid=$first
+}
+
+unmount_cluster() {
+    fusermount3 -u "$mnt2" || die "cannot unmount the second node"
+    wait "$mount2_pid" || { tail -20 "$scratch/mount.log" >&2; die "the second node ended with an error"; }
+    mount2_pid=
+    unmount_volume
+}
+
+stop_noise() {
+    [ -z "$noise_pid" ] && return
+    kill "$noise_pid" 2>/dev/null || true
+    wait "$noise_pid" 2>/dev/null || true
+    noise_pid=
 }
 
 unmount_volume() {
@@ -71,6 +113,11 @@ check_volume() {
 }
 
 cleanup() {
+    stop_noise
+    if [ -n "$mount2_pid" ]; then
+        fusermount3 -u -z "$mnt2" 2>/dev/null || true
+        kill -9 "$mount2_pid" 2>/dev/null || true
+    fi
     if [ -n "$mount_pid" ]; then
         fusermount3 -u -z "$mnt" 2>/dev/null || true
         kill -9 "$mount_pid" 2>/dev/null || true

@@ -1,0 +1,98 @@
+//! Front ends that cache what they were told, and how they hear that they must forget it.
+//!
+//! **Problem.** A front end (a kernel behind FUSE, the clients of an NFS server) remembers attributes, names and contents, so
+//! that it need not ask again. On a volume that other nodes change too, that is right only as long as this mount holds
+//! the cluster lock under which the answer was given.
+//!
+//! **Idea.** Cluster locks cover groups of 1024 inodes, with all that hangs on them: their attributes, ACLs and extended
+//! attributes, the entries of directories, the contents of files. Before this mount gives up the lock of a group it calls
+//! [`FrontEnd::invalidate`] for it. What a front end has from that group, and only that, it drops; then other nodes may change it.
+//!
+//! Invariants:
+//!  1. Nobody on this mount uses the group while `invalidate` runs, and nothing in it changes. Calls of [`Volume`] that need it
+//!     wait until it has returned and the lock has been granted again.
+//!  2. The answer of a call that was on its way to the front end when `invalidate` ran may be out of date when it is put into
+//!     the cache. The front end must notice that: by a counter that `invalidate` raises and that is compared before and after.
+//!  3. A lock that goes from write to read calls nobody: all that was cached stays right. So a front end keeps nothing that it
+//!     has not given to [`Volume::write`] yet.
+
+use super::Volume;
+use crate::client::CacheListener;
+use crate::format::Ino;
+use crate::lock::{LOCK_GROUP, LockName, Mode};
+use crate::sync::Arc;
+
+/// The inodes that one cluster lock covers: 1024 consecutive numbers (`spec/04 §3`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InodeGroup(u64);
+
+impl InodeGroup {
+    /// Inode numbers in a group.
+    pub const INODES: u64 = LOCK_GROUP;
+
+    /// The group of an inode.
+    pub const fn of(ino: Ino) -> InodeGroup {
+        InodeGroup(ino.0 / LOCK_GROUP)
+    }
+
+    /// Number of the group: its inode numbers divided by 1024.
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+
+    /// The `nr`-th inode number of the group, `nr` below [`InodeGroup::INODES`].
+    pub const fn inode(self, nr: u64) -> Ino {
+        Ino(self.0 * LOCK_GROUP + nr % LOCK_GROUP)
+    }
+
+    /// Is the inode one of the group?
+    pub const fn contains(self, ino: Ino) -> bool {
+        ino.0 / LOCK_GROUP == self.0
+    }
+}
+
+/// Somebody who caches what a [`Volume`] answered. See the [module](self) for what must hold.
+pub trait FrontEnd: Send + Sync {
+    /// The mount is about to lose the lock of `group`: drop all that is cached of its inodes, of the entries of its
+    /// directories and of the contents of its files, before returning.
+    ///
+    /// Other nodes wait for the return. It may block on the front end's own locks and on a kernel that drops caches, but on
+    /// nothing that may itself be waiting for a cluster lock, on this node or any other. Forbidden are calls of the [`Volume`], and
+    /// waiting for a request that may be inside such a call, directly or through a lock that the request's issuer holds
+    /// (the kernel holds a directory's lock during a create, and the lock of a page during a read).
+    ///
+    /// Called on a few threads at the same time for different groups; for one group never twice at a time.
+    fn invalidate(&self, group: InodeGroup);
+}
+
+impl Volume {
+    /// Registers a front end that caches; before it asks for anything. It stays until the volume is gone, and is called until
+    /// [`Volume::close`] returns, so it must not keep the volume alive itself.
+    pub fn add_front_end(&self, front_end: Arc<dyn FrontEnd>) {
+        self.mounted.node.add_listener(Arc::new(Listener(front_end)));
+    }
+}
+
+struct Listener(Arc<dyn FrontEnd>);
+
+impl CacheListener for Listener {
+    fn revoked(&self, name: LockName, _to: Mode) {
+        if let Some(number) = name.inode_group() {
+            self.0.invalidate(InodeGroup(number));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_what_its_lock_covers() {
+        let group = InodeGroup::of(Ino(5000));
+        assert_eq!((group.number(), group.inode(0), group.inode(1023)), (4, Ino(4096), Ino(5119)));
+        assert!(group.contains(Ino(4096)) && group.contains(Ino(5119)) && !group.contains(Ino(5120)));
+        assert_eq!(LockName::inode(Ino(5000)).inode_group(), Some(4));
+        assert_eq!(LockName::orphan().inode_group(), None);
+    }
+}
