@@ -66,3 +66,31 @@ fn a_dead_device_ends_in_errors_not_in_waiting() {
         open(&faulty).unwrap().close().unwrap();
     }
 }
+
+/// A small file that is created, written and synced costs two flushes of the metadata device, one after the other, and one of
+/// the data device beside them, when the mount runs its own server.
+#[test]
+fn a_synced_file_costs_two_flushes_in_a_row() {
+    use scoutfs::device::{Event, Recorder};
+    let (meta, data) = devices(64, 64);
+    let recorder = Recorder::new();
+    let (m, d) = (recorder.wrap(&meta), recorder.wrap(&data));
+    let volume = Volume::open(m, d, VolumeOptions::member(0)).unwrap();
+    let root = Caller::root();
+    let one = |n: u32| {
+        let ino = volume.create(&root, Ino::ROOT, format!("file {n}").as_bytes(), 0o644).unwrap().ino;
+        volume.write(&root, ino, 0, &[7; 4096]).unwrap();
+        volume.sync().unwrap();
+    };
+    one(0);
+    let before = recorder.position();
+    for n in 1..=20 {
+        one(n);
+    }
+    let log = recorder.log();
+    let flushes = |device| log[before..].iter().filter(|e| matches!(e, Event::Flush { device: d, .. } if *d == device));
+    // A commit by the timer may come between.
+    assert!(flushes(0).count() <= 20 * 2 + 4, "{} of metadata", flushes(0).count());
+    assert!(flushes(1).count() <= 20 + 2, "{} of data", flushes(1).count());
+    volume.close().unwrap();
+}

@@ -15,7 +15,7 @@ use super::inos::InoPools;
 use super::link::{Inbox, Outbox, ServerLink, call};
 use super::open_map::OpenMap;
 use crate::block::BlockStore;
-use crate::device::BlockDevice;
+use crate::device::FlushTracker;
 use crate::error::{Errno, Error, Result, fail};
 use crate::format::Ino;
 use crate::format::layout::{NetInodeAlloc, NetRoots, NetStatfs, OpenInoMap, OpenInoMapArgs};
@@ -37,9 +37,11 @@ pub(crate) trait CacheListener: Send + Sync {
 /// What a [`Node`] is made of.
 pub(crate) struct NodeConfig<'a> {
     pub(crate) store: Arc<BlockStore>,
-    pub(crate) data_dev: Arc<dyn BlockDevice>,
+    pub(crate) data_dev: Arc<FlushTracker>,
     pub(crate) rid: u64,
     pub(crate) fmt_vers: u64,
+    /// The only servers there can be run in this process, on these devices, and flush them with their commits.
+    pub(crate) private: bool,
     pub(crate) options: &'a VolumeOptions,
 }
 
@@ -49,7 +51,7 @@ pub(crate) struct Node {
     pub(crate) items: Arc<Items>,
     pub(crate) txn: Arc<Txn>,
     pub(crate) store: Arc<BlockStore>,
-    pub(crate) data_dev: Arc<dyn BlockDevice>,
+    pub(crate) data_dev: Arc<FlushTracker>,
     pub(crate) rid: u64,
     pub(crate) fmt_vers: u64,
     pub(crate) read_only: bool,
@@ -83,7 +85,7 @@ impl Node {
         config: NodeConfig<'_>,
         connect: impl FnOnce(&Arc<Inbox>) -> Result<Arc<dyn ServerLink>>,
     ) -> Result<Arc<Node>> {
-        let NodeConfig { store, data_dev, rid, fmt_vers, options } = config;
+        let NodeConfig { store, data_dev, rid, fmt_vers, private, options } = config;
         let omap = Arc::new(OpenMap::new());
         let inbox = Inbox::new(omap.clone());
         let outbox = Outbox::new();
@@ -92,6 +94,7 @@ impl Node {
         let txn_config = TxnConfig {
             commit_interval: options.commit_interval,
             dirty_bytes: options.item_dirty_bytes as u64,
+            flush: !private,
             ..TxnConfig::new(rid)
         };
         let txn = Txn::new(txn_config, store.clone(), data_dev.clone(), items.clone(), outbox.clone());

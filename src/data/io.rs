@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 
 use super::pages::{Chunk, PAGE, mask, runs};
 use super::state::FileState;
-use crate::device::BlockDevice;
+use crate::device::{BlockDevice, FlushTracker};
 use crate::error::{Error, Result};
 use crate::sync::{Arc, Condvar, Mutex, thread};
 
@@ -46,6 +46,8 @@ struct Queue {
     /// The first failure that no commit has seen.
     failed: Option<Error>,
     wrote: bool,
+    /// When all jobs have ended, the device is flushed.
+    flush: bool,
     closed: bool,
 }
 
@@ -56,7 +58,7 @@ pub(super) struct Writer {
 }
 
 struct Shared {
-    device: Arc<dyn BlockDevice>,
+    device: Arc<FlushTracker>,
     queue: Mutex<Queue>,
     work: Condvar,
     done: Condvar,
@@ -64,7 +66,7 @@ struct Shared {
 
 impl Writer {
     /// Starts the threads.
-    pub(super) fn start(device: Arc<dyn BlockDevice>) -> Result<Writer> {
+    pub(super) fn start(device: Arc<FlushTracker>) -> Result<Writer> {
         let shared = Arc::new(Shared {
             device,
             queue: Mutex::new(Queue::default()),
@@ -89,6 +91,16 @@ impl Writer {
         queue.jobs.push_back(job);
         drop(queue);
         self.shared.work.notify_one();
+    }
+
+    /// A commit has submitted all it has: when that is written, a thread begins to flush the device.
+    pub(super) fn flush_behind(&self) {
+        let mut queue = self.shared.queue.lock();
+        queue.flush = queue.in_flight > 0 || queue.wrote;
+        if queue.in_flight == 0 && queue.flush {
+            drop(queue);
+            self.shared.work.notify_one();
+        }
     }
 
     /// Data was written to the device by somebody else: the commit has to flush it.
@@ -159,6 +171,12 @@ impl Shared {
         let job = loop {
             if let Some(job) = queue.jobs.pop_front() {
                 break job;
+            }
+            if queue.flush && queue.in_flight == 0 {
+                queue.flush = false;
+                drop(queue);
+                self.device.flush_ahead();
+                return true;
             }
             if queue.closed {
                 return false;

@@ -34,7 +34,8 @@
 //! direct writes give large extents without leaving anything behind; files that have such blocks are read and written all the
 //! same.
 //!
-//! Threads: `scoutfs-data-0`, `-1` write pages; they block on the data device only.
+//! Threads: `scoutfs-data-0`, `-1` write pages, and flush the device when the last of a commit are written; they block on the data
+//! device only.
 
 mod extents;
 mod fallocate;
@@ -52,7 +53,7 @@ mod writeout;
 
 use std::collections::BTreeMap;
 
-use crate::device::BlockDevice;
+use crate::device::{BlockDevice, FlushTracker};
 use crate::error::{Errno, Result, fail};
 use crate::format::{DirentKind, Ino};
 use crate::item::{CoveringLock, ItemLock, Items};
@@ -74,7 +75,7 @@ pub use report::FileExtent;
 pub(crate) struct DataParts {
     pub(crate) items: Arc<Items>,
     pub(crate) txn: Arc<Txn>,
-    pub(crate) data_dev: Arc<dyn BlockDevice>,
+    pub(crate) data_dev: Arc<FlushTracker>,
     pub(crate) read_only: bool,
     /// Bytes of clean file data kept in memory.
     pub(crate) cache_bytes: usize,
@@ -93,7 +94,7 @@ struct DirtyFile {
 pub(crate) struct Data {
     items: Arc<Items>,
     txn: Arc<Txn>,
-    device: Arc<dyn BlockDevice>,
+    device: Arc<FlushTracker>,
     read_only: bool,
     pages: Arc<Pages>,
     dirty_limit: usize,

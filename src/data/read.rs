@@ -5,6 +5,7 @@ use super::pages::{CHUNK_PAGES, PAGE, mask, runs};
 use super::state::FileState;
 use super::{Data, check_regular};
 use crate::alloc::extent::Extent;
+use crate::device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::format::Ino;
 use crate::lock::Mode;

@@ -8,6 +8,7 @@ use super::state::{DELAYED_CONVERT, DELAYED_NEW, FileState};
 use super::writeout::Batch;
 use super::{Data, check_regular};
 use crate::alloc::extent::Extent;
+use crate::device::BlockDevice;
 use crate::error::{Errno, Error, Result, fail};
 use crate::format::{DataBlock, Ino};
 use crate::item::{ChangeSet, ItemLock};

@@ -241,6 +241,7 @@ impl CommitHook for Data {
             self.write_out(ctx.hold(), ino, &lock, &file, true, &mut batch)?;
         }
         self.start_job(&mut batch);
+        self.writer.flush_behind();
         Ok(())
     }
 

@@ -23,6 +23,7 @@ mod open;
 mod record;
 #[cfg(test)]
 mod tests;
+mod tracked;
 
 pub use fault::{Fault, FaultDevice, FaultOps};
 pub use file::{FileDevice, FileOptions};
@@ -31,6 +32,7 @@ pub use mmap::MmapDevice;
 pub use nbd::{NbdDevice, NbdOptions};
 pub use open::open;
 pub use record::{CrashImage, CrashImages, Event, RecordDevice, Recorder, Survive};
+pub(crate) use tracked::FlushTracker;
 
 use crate::error::{Error, Result};
 

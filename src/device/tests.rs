@@ -1,7 +1,8 @@
 //! Tests of the devices.
 
 use super::*;
-use crate::sync::Arc;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex};
 
 fn check_basics(dev: &dyn BlockDevice) {
     let size = dev.size();
@@ -197,4 +198,76 @@ fn a_flush_covers_what_was_complete_when_it_began() {
     let log = recorder.log();
     let Some(Event::Flush { device: 0, covers }) = log.last() else { panic!("{log:?}") };
     assert_eq!(*covers, 5);
+}
+
+fn flushes() -> FaultOps {
+    FaultOps { reads: false, writes: false, flushes: true }
+}
+
+#[test]
+fn a_tracked_device_is_flushed_only_after_writes() {
+    let faulty = FaultDevice::new(MemDevice::new(1 << 20));
+    let tracked = FlushTracker::new(faulty.clone());
+    faulty.fail_nth(flushes(), u64::MAX, Fault::Once);
+    let count = |f: &dyn Fn()| {
+        let before = faulty.operations();
+        f();
+        faulty.operations() - before
+    };
+    assert_eq!(count(&|| tracked.flush().unwrap()), 1, "nobody knows what was written before");
+    assert_eq!(count(&|| tracked.flush().unwrap()), 0);
+    tracked.write_at(0, &[1; 4096]).unwrap();
+    assert_eq!(count(&|| tracked.flush_ahead()), 1);
+    assert_eq!(count(&|| tracked.flush().unwrap()), 0, "done ahead");
+    tracked.write_batch(&[(0, &[2; 4096])]).unwrap();
+    assert_eq!(count(&|| tracked.flush().unwrap()), 1);
+}
+
+/// Systems report a failed flush once; the one who relies on the flush must hear of it, not the one who began it.
+#[test]
+fn the_failure_of_a_flush_ahead_is_given_to_who_needs_it() {
+    let faulty = FaultDevice::new(MemDevice::new(1 << 20));
+    let tracked = FlushTracker::new(faulty.clone());
+    tracked.write_at(0, &[1; 4096]).unwrap();
+    faulty.fail_nth(flushes(), 0, Fault::Once);
+    tracked.flush_ahead();
+    tracked.flush_ahead();
+    assert!(tracked.flush().is_err());
+    let before = faulty.operations();
+    tracked.flush().unwrap();
+    assert_eq!(faulty.operations(), before + 1, "it is flushed, not believed");
+}
+
+/// A write that completes while a flush runs is not taken for durable.
+#[test]
+fn a_write_during_a_flush_needs_another_one() {
+    struct Slow(Mutex<Option<Arc<FlushTracker>>>, AtomicUsize);
+    impl BlockDevice for Slow {
+        fn name(&self) -> String {
+            "slow".into()
+        }
+        fn size(&self) -> u64 {
+            1 << 20
+        }
+        fn read_at(&self, _: u64, _: &mut [u8]) -> Result<()> {
+            Ok(())
+        }
+        fn write_at(&self, _: u64, _: &[u8]) -> Result<()> {
+            Ok(())
+        }
+        fn flush(&self) -> Result<()> {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            match self.0.lock().take() {
+                Some(tracked) => tracked.write_at(0, &[0; 4096]),
+                None => Ok(()),
+            }
+        }
+    }
+    let slow = Arc::new(Slow(Mutex::new(None), AtomicUsize::new(0)));
+    let tracked = FlushTracker::new(slow.clone());
+    *slow.0.lock() = Some(tracked.clone());
+    tracked.flush().unwrap();
+    tracked.flush().unwrap();
+    tracked.flush().unwrap();
+    assert_eq!(slow.1.load(Ordering::SeqCst), 2);
 }

@@ -87,10 +87,11 @@ impl Trees {
         let dev = self.store.device().clone();
         self.dirty.write_out(&self.store)?;
         self.writer.write_shadow(&*dev, &self.sup)?;
+        dev.flush()?;
         if let Some(data) = self.data_dev.as_ref().filter(|_| self.flush_data) {
+            // A mount of our own has begun this meanwhile.
             data.flush()?;
         }
-        dev.flush()?;
         self.writer.write_super(&*dev, &self.sup)?;
 
         self.published(clients);

@@ -178,6 +178,10 @@ pub(crate) struct CoreConfig {
     pub(crate) votes_needed: usize,
     /// How long a mount waits for the others before a log merge (`log_merge_wait_timeout_ms`).
     pub(crate) merge_wait: Duration,
+    /// Every mount and every server that they may meet are of this process. So the commit that records a transaction may
+    /// open the next one too: the same state as after two commits, but a server of the original that took over would
+    /// refuse a repetition of the COMMIT, because the record is of another transaction already.
+    pub(crate) private: bool,
 }
 
 /// See the module documentation.

@@ -199,10 +199,14 @@ impl ServerCore {
         }
         let key = keys::log_trees(Rid(from.rid), sent.nr.get());
         let Some(stored) = self.trees.get::<LogTrees>(&key)? else { return refuse(Errno::ENOENT) };
-        if stored.get_trans_seq != sent.get_trans_seq || is_finalized(&stored) {
+        // A private server may have opened the next transaction with the commit that recorded this one.
+        let opened_next = self.config.private && stored.get_trans_seq > stored.commit_trans_seq;
+        let recorded = stored.commit_trans_seq == sent.get_trans_seq && sent.get_trans_seq != 0;
+        let same = stored.get_trans_seq == sent.get_trans_seq || (opened_next && recorded);
+        if !same || is_finalized(&stored) {
             return refuse(Errno::EIO);
         }
-        if stored.commit_trans_seq == sent.get_trans_seq {
+        if recorded {
             self.answer(from, Ok(Vec::new()));
             return Ok(Step::Done);
         }
@@ -225,6 +229,10 @@ impl ServerCore {
         self.trees.put_log_trees(&lt)?;
         self.trees.closing.push(sent.get_trans_seq.get());
         self.answer(from, Ok(Vec::new()));
+        if self.config.private && self.has_room() && self.needs_no_cut(from.rid)? {
+            // The mount asks for the next transaction as soon as it has the answer, and finds it open.
+            self.open_transaction(from.rid)?;
+        }
         Ok(Step::Done)
     }
 
@@ -288,7 +296,7 @@ impl ServerCore {
 
     /// Brings all mounts to a clean cut and starts a merge, if one is due (`spec/03 §11.2`).
     fn gather(&mut self, rid: u64, patience_over: bool, peers: &mut dyn Peers) -> Outcome<Gather> {
-        if self.merge_status()?.is_some() {
+        if self.needs_no_cut(rid)? {
             return Ok(Gather::Go);
         }
         // Trees that an interrupted reclaim left open would hold up merges for ever.
@@ -298,14 +306,9 @@ impl ServerCore {
             }
         }
         let logs = &self.trees.last_logs;
-        let any_finalized = logs.values().any(|l| l.finalized);
         let active: Vec<(u64, u64)> =
             logs.iter().filter(|(r, l)| **r != rid && !l.finalized).map(|(r, l)| (*r, l.get_seq)).collect();
         let own_tree = self.trees.last_log_trees(rid)?.filter(|lt| !is_finalized(lt));
-        let due = own_tree.is_some_and(|lt| self.is_due(&lt));
-        if !due && !any_finalized {
-            return Ok(Gather::Go);
-        }
         if !active.is_empty() {
             for (other, _) in active.iter().filter(|(_, get_seq)| *get_seq > self.sync_sent) {
                 if let Err(e) = peers.request(*other, Command::SyncLogTrees, &[]) {
@@ -322,6 +325,18 @@ impl ServerCore {
         }
         self.start_merge()?;
         Ok(Gather::Go)
+    }
+
+    /// May a transaction of this mount be opened as it is? Not if a merge is due, or others wait for this mount before one.
+    fn needs_no_cut(&self, rid: u64) -> Result<bool> {
+        if self.merge_status()?.is_some() {
+            return Ok(true);
+        }
+        if self.orphaned_log_tree(rid).is_some() || self.trees.last_logs.values().any(|l| l.finalized) {
+            return Ok(false);
+        }
+        let own_tree = self.trees.last_log_trees(rid)?.filter(|lt| !is_finalized(lt));
+        Ok(!own_tree.is_some_and(|lt| self.is_due(&lt)))
     }
 
     /// Should this tree be merged? When it has grown, when the mount was told that metadata is short, and in time before

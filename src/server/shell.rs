@@ -43,8 +43,11 @@ pub(crate) struct ServerConfig {
     /// The data device, if the server can reach it: needed for growing it.
     pub(crate) data_dev: Option<Arc<dyn BlockDevice>>,
     /// Flush the data device with each commit. Mounts of this engine have flushed it before they send COMMIT, those of
-    /// the original have not; so it is needed unless no foreign mount can reach this server.
+    /// the original have not, and those of a private server have not either.
     pub(crate) flush_data: bool,
+    /// All mounts of this server, and all servers that may come after it while they live, are in this process
+    /// ([`CoreConfig::private`]).
+    pub(crate) private: bool,
     /// How mounts reach the server.
     pub(crate) transport: Arc<dyn Transport>,
     /// The address of its slot.
@@ -213,8 +216,11 @@ impl Run {
             term: self.start.term,
             reconnect_wait: self.config.reconnect_wait,
         };
-        let core_config =
-            CoreConfig { votes_needed: votes_needed(&trees.sup.qconf), merge_wait: self.config.merge_wait };
+        let core_config = CoreConfig {
+            votes_needed: votes_needed(&trees.sup.qconf),
+            merge_wait: self.config.merge_wait,
+            private: self.config.private,
+        };
         let fenced: Vec<u64> = self.start.fence.iter().map(|l| l.rid).collect();
         let core = ServerCore::new(trees, core_config, &fenced, Instant::now())?;
         let (events, receiver) = unbounded();

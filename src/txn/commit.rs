@@ -5,7 +5,7 @@
 //! | prepare | exclude holders; the data room allocates and submits its writes | as a whole |
 //! | build | items, bloom bits, search entries and free data extents go into trees, the record is made | from the received log trees; what a failed try built is forgotten |
 //! | write | blocks, then wait for data | yes, everything stays dirty until it is written |
-//! | flush | both devices | yes |
+//! | flush | both devices, unless the server does it for us | yes |
 //! | send | COMMIT_LOG_TREES with the record | yes, the server knows a record it has |
 //! | open | GET_LOG_TREES, checks, new allocators | yes |
 //!
@@ -23,8 +23,6 @@ use crate::format::{check, keys};
 use crate::item::DirtyBatch;
 use crate::item::bloom::BloomContent;
 use crate::sync::atomic::Ordering::Relaxed;
-use crate::sync::{Arc, thread};
-
 use zerocopy::{FromZeros, IntoBytes};
 
 /// How far the running commit is.
@@ -149,16 +147,12 @@ impl Txn {
 
     /// After this everything that the record refers to survives a loss of power (`spec/02 §9.4`).
     fn flush(&self, data: bool) -> Result<Step> {
-        if data && !Arc::ptr_eq(self.store.device(), &self.data_dev) {
-            let data_dev = &self.data_dev;
-            thread::scope(|s| {
-                let other = s.spawn(|| data_dev.flush());
-                let meta = self.store.flush();
-                let data = other.join().unwrap_or_else(|_| Err(Error::corrupt("flush of the data device", "panicked")));
-                meta.and(data)
-            })?;
-        } else {
+        if self.config.flush {
             self.store.flush()?;
+            if data {
+                // The data room has begun it meanwhile.
+                self.data_dev.flush()?;
+            }
         }
         Ok(Step::Send)
     }

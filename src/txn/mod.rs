@@ -14,7 +14,8 @@
 //!
 //! **Invariants.**
 //! 1. The order of a commit is that of `spec/02 §8.4`: data and blocks written, both devices flushed, then COMMIT, then the
-//!    items are clean, then GET, then holders go on. Nothing is skipped and nothing comes earlier.
+//!    items are clean, then GET, then holders go on. Nothing comes earlier, and nothing is skipped, but for the flush if
+//!    mount and server share process and devices ([`TxnConfig::flush`]): what is on the devices at any moment is the same.
 //! 2. A step that fails is tried again, from the same inputs; what is recorded at the server is built once and never sent in
 //!    two versions. So differences are added once (defect 6) and a lost answer is harmless.
 //! 3. A commit is given up only by a forced unmount.
@@ -103,6 +104,9 @@ pub(crate) struct TxnConfig {
     pub(crate) retry: Duration,
     /// Bytes of dirty items in memory after which a commit is forced.
     pub(crate) dirty_bytes: u64,
+    /// Flush both devices before COMMIT. Not needed if every server that may get it runs in this process, on the same two
+    /// devices: its own flush, between the blocks of its commit and the super block, covers the mount's writes as well.
+    pub(crate) flush: bool,
 }
 
 impl TxnConfig {
@@ -114,6 +118,7 @@ impl TxnConfig {
             idle_interval: Duration::from_secs(60),
             retry: Duration::from_secs(2),
             dirty_bytes: 192 << 20,
+            flush: true,
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::block::BlockStore;
 use crate::client::snapshot::SnapshotLink;
 use crate::client::{CacheListener, Inbox, Node, NodeConfig, ServerLink};
 use crate::data::{Data, DataParts};
-use crate::device::BlockDevice;
+use crate::device::{BlockDevice, FlushTracker};
 use crate::error::{Errno, Error, Result};
 use crate::format::check::{self, DeviceRole};
 use crate::format::consts::{SMALL_BYTES, SUPER_BLKNO};
@@ -90,10 +90,14 @@ impl Mounted {
         }
         let fsid = sb.hdr.fsid.get();
         let rid = random_rid();
+        // Nobody but this mount reaches a server on a network of our own.
+        let private = environment.transport.is_none();
+        let raw_data = data_dev.clone();
+        let data_dev = FlushTracker::new(data_dev);
         let store = BlockStore::new(meta.clone(), fsid, options.block_cache_bytes);
-        let config =
-            NodeConfig { store: store.clone(), data_dev: data_dev.clone(), rid, fmt_vers: sb.fmt_vers.get(), options };
-        let (mut member, mut server, mut mark, mut private) = (None, Weak::new(), None, false);
+        let fmt_vers = sb.fmt_vers.get();
+        let config = NodeConfig { store: store.clone(), data_dev: data_dev.clone(), rid, fmt_vers, private, options };
+        let (mut member, mut server, mut mark) = (None, Weak::new(), None);
         let conn = Arc::default();
         let node = if options.read_only {
             Node::new(config, |inbox| {
@@ -101,16 +105,16 @@ impl Mounted {
             })?
         } else {
             let conn = Arc::clone(&conn);
-            let network = Network { store: &store, meta: &meta, data_dev: &data_dev, sb: &sb, rid, options, conn };
+            // A server that others reach flushes what they wrote, of which this side knows nothing.
+            let server_data: Arc<dyn BlockDevice> = if private { data_dev } else { raw_data };
+            let network = Network { store: &store, meta: &meta, data_dev: &server_data, sb: &sb, rid, options, conn };
             network.check()?;
             let fencer: Arc<dyn Fencer> = match environment.fencer {
                 Some(fencer) => fencer,
                 // Nobody else can be on a network of our own; on a shared one that must never be assumed.
-                None if environment.transport.is_none() => Arc::new(ConfirmFencing),
+                None if private => Arc::new(ConfirmFencing),
                 None => Arc::new(RefuseFencing),
             };
-            // Nobody but this mount reaches a server on a network of our own.
-            private = environment.transport.is_none();
             let transport = environment.transport.unwrap_or_else(|| MemTransport::new());
             fencer.mounted(Rid(rid))?;
             mark = Some(Mark { fencer: fencer.clone(), rid: Rid(rid), clean: false });
@@ -239,7 +243,8 @@ impl Network<'_> {
         let server = Arc::new(LocalServer::new(ServerConfig {
             store: self.store.clone(),
             data_dev: Some(self.data_dev.clone()),
-            flush_data: !private,
+            flush_data: true,
+            private,
             transport: transport.clone(),
             addr,
             fencer,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::VolumeOptions;
 use crate::block::BlockStore;
 use crate::client::{Node, NodeConfig};
-use crate::device::{BlockDevice, MemDevice};
+use crate::device::{BlockDevice, FlushTracker, MemDevice};
 use crate::error::Result;
 use crate::item::ItemLock;
 use crate::namespace::{FileData, Inode, Namespace, NamespaceOptions, Removal};
@@ -115,6 +115,7 @@ impl Cluster {
             store: self.store(),
             data_dev: Some(self.data.clone()),
             flush_data: false,
+            private: false,
             transport: self.transport.clone(),
             addr: self.addr,
             fencer: Arc::new(ConfirmFencing),
@@ -133,9 +134,10 @@ impl Cluster {
         let rid = self.next_rid.fetch_add(1, Ordering::Relaxed);
         let config = NodeConfig {
             store: self.store(),
-            data_dev: self.data.clone(),
+            data_dev: FlushTracker::new(self.data.clone()),
             rid,
             fmt_vers: self.fmt_vers,
+            private: false,
             options: &options,
         };
         let cluster = self.clone();

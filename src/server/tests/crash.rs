@@ -24,7 +24,8 @@ struct Promises {
 
 fn conversation(seed: u64, meta: &Arc<MemDevice>, data: &Arc<MemDevice>, recorder: &Arc<Recorder>) -> Promises {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut server = TestServer::open(recorder.wrap(meta), data.clone());
+    let private = seed.is_multiple_of(2);
+    let mut server = TestServer::try_open_as(recorder.wrap(meta), data.clone(), &[], private).unwrap();
     let mut clients: BTreeMap<u64, SimClient> = BTreeMap::new();
     let mut promises = Promises::default();
     let mut last_rid = 0;

@@ -93,11 +93,21 @@ impl TestServer {
         data: Arc<dyn BlockDevice>,
         fenced: &[u64],
     ) -> Result<TestServer> {
+        TestServer::try_open_as(meta, data, fenced, false)
+    }
+
+    pub(super) fn try_open_as(
+        meta: Arc<dyn BlockDevice>,
+        data: Arc<dyn BlockDevice>,
+        fenced: &[u64],
+        private: bool,
+    ) -> Result<TestServer> {
         let trees = Trees::open(open_store(meta), Some(data), true)?;
         let now = Instant::now();
         let config = CoreConfig {
             votes_needed: crate::quorum::votes_needed(&trees.sup.qconf),
             merge_wait: Duration::from_millis(500),
+            private,
         };
         let core = ServerCore::new(trees, config, fenced, now)?;
         Ok(TestServer { core, wire: Wire::default(), now, last_id: 0 })

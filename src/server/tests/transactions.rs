@@ -72,6 +72,75 @@ fn repeated_requests_change_nothing() {
     assert_eq!(account(meta).sup.logs_root, logs_root);
 }
 
+/// Alone in its process, a server opens the next transaction with the commit that records one.
+#[test]
+fn a_private_server_needs_one_commit_for_each_transaction() {
+    let (meta, data) = volume(64 * MIB, 64 * MIB, 1);
+    let open = || TestServer::try_open_as(meta.clone(), data.clone(), &[], true).unwrap();
+    let mut server = open();
+    server.mount(7);
+    let mut client = SimClient::open(&mut server, 7);
+    for i in 0..20 {
+        let before = server.core.trees.commits();
+        let lt = client.write(i * 50..i * 50 + 100, 160, 40, 7).unwrap();
+        client.commit(&mut server, &lt).unwrap();
+        assert_eq!(server.core.trees.commits(), before + 1);
+        // A repetition changes nothing, at the next server of the process too.
+        if i % 5 == 0 {
+            client.commit(&mut server, &lt).unwrap();
+            drop(server);
+            server = open();
+            server.greet(7, 1, 0).unwrap();
+            client.commit(&mut server, &lt).unwrap();
+            assert_eq!(errno(client.commit(&mut server, &LogTrees { get_trans_seq: 3.into(), ..lt })), Errno::EIO);
+        }
+        let before = server.core.trees.commits();
+        client.reopen(&mut server).unwrap();
+        assert_eq!(server.core.trees.commits(), before, "it was open already");
+        assert!(client.lt.get_trans_seq > lt.get_trans_seq);
+        let stable: U64 = server.call_for(7, Command::GetLastSeq, &[]).unwrap();
+        assert_eq!(stable.get(), client.lt.get_trans_seq.get() - 1);
+        assert_statfs(&mut server, &meta, 7);
+        let used: usize = client.data.iter().map(|(_, len)| *len as usize).sum();
+        assert_eq!(account(meta.clone()).used_data.len(), used, "freed blocks are free, used ones are not");
+    }
+    // A mount that leaves or dies then has an open transaction without changes.
+    server.call(7, Command::Farewell, &[]).unwrap();
+    assert!(account(meta).logs.iter().all(|lt| lt.get_trans_seq == lt.commit_trans_seq));
+}
+
+/// A server that another one may follow must not: the next one would refuse a COMMIT whose answer was lost.
+#[test]
+fn a_server_among_others_opens_a_transaction_when_asked() {
+    let (_, _, mut server) = small();
+    server.mount(7);
+    let mut client = SimClient::open(&mut server, 7);
+    let lt = client.write(0..30, 160, 40, 7).unwrap();
+    client.commit(&mut server, &lt).unwrap();
+    let stored = server.core.trees.last_log_trees(7).unwrap().unwrap();
+    assert_eq!(stored.get_trans_seq, stored.commit_trans_seq);
+    client.reopen(&mut server).unwrap();
+    assert_eq!(errno(client.commit(&mut server, &lt)), Errno::EIO);
+}
+
+/// A merge that is due needs the mount's tree to be finalized when the transaction ends.
+#[test]
+fn a_private_server_does_not_open_past_a_merge_that_is_due() {
+    let (meta, data) = volume(64 * MIB, 64 * MIB, 1);
+    let mut server = TestServer::try_open_as(meta, data, &[], true).unwrap();
+    server.mount(7);
+    let mut client = SimClient::open(&mut server, 7);
+    let nr = client.lt.nr;
+    for i in 0..200 {
+        client.cycle(&mut server, i * 400..i * 400 + 400).unwrap();
+        if client.lt.nr != nr {
+            assert!(server.core.merge_status().unwrap().is_some());
+            return;
+        }
+    }
+    panic!("no merge was started");
+}
+
 #[test]
 fn commits_that_cannot_be_are_refused() {
     let (_, _, mut server) = small();
