@@ -88,7 +88,8 @@ fn a_synced_file_costs_two_flushes_in_a_row() {
         one(n);
     }
     let log = recorder.log();
-    let flushes = |device| log[before..].iter().filter(|e| matches!(e, Event::Flush { device: d, .. } if *d == device));
+    let flushes =
+        |device| log[before..].iter().filter(move |e| matches!(e, Event::Flush { device: d, .. } if *d == device));
     // A commit by the timer may come between.
     assert!(flushes(0).count() <= 20 * 2 + 4, "{} of metadata", flushes(0).count());
     assert!(flushes(1).count() <= 20 + 2, "{} of data", flushes(1).count());

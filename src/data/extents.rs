@@ -5,8 +5,9 @@
 //! into one change set.
 
 use crate::alloc::extent::{self, Extent, ExtentMap, ExtentRead, ExtentStore};
+use crate::device::{BlockDevice, FlushTracker};
 use crate::error::{Errno, Error, Result, fail};
-use crate::format::consts::{EXTENT_OFFLINE, EXTENT_UNWRITTEN};
+use crate::format::consts::{EXTENT_OFFLINE, EXTENT_UNWRITTEN, SMALL_BYTES};
 use crate::format::layout::DataExtentVal;
 use crate::format::{Ino, Key, check, keys};
 use crate::item::{ChangeSet, CoveringLock, Items, Value};
@@ -53,8 +54,9 @@ pub(super) struct FileExtents<'a> {
     pub(super) items: &'a Items,
     pub(super) lock: &'a CoveringLock,
     pub(super) ino: Ino,
-    /// Size of the data device.
+    /// Known size of the data device; it may have grown.
     pub(super) device_blocks: u64,
+    pub(super) device: &'a FlushTracker,
     /// The commit reads, under a lock whose mode may have been lowered.
     pub(super) commits: bool,
 }
@@ -73,7 +75,11 @@ impl Stored for FileExtents<'_> {
 
 impl FileExtents<'_> {
     fn decode(&self, key: &Key, value: &[u8]) -> Result<Extent> {
-        let e = check::validate_extent(key, value, self.device_blocks)?;
+        let e = match check::validate_extent(key, value, self.device_blocks) {
+            // Asking the system for the size each time would be a call for each small read.
+            Err(_) => check::validate_extent(key, value, self.device.size() / SMALL_BYTES as u64)?,
+            Ok(e) => e,
+        };
         let e = Extent::new(e.start, e.len, e.map.map_or(0, |m| m.0), e.flags);
         // The legal states of `spec/07 §2.2`: written, unwritten, offline with space, offline.
         match (e.map != 0, e.flags) {

@@ -30,9 +30,11 @@
 //! | `read`, `write`, `resize`, `fallocate`, `report` | the operations |
 //! | `wait` | sleeping until archived contents are back |
 //!
-//! Not here: the original's preallocation of unwritten blocks past the end (`spec/07 §9.3`). Delayed allocation and the windows of
-//! direct writes give large extents without leaving anything behind; files that have such blocks are read and written all the
-//! same.
+//! Not here: the original's preallocation of unwritten blocks past the end (`spec/07 §9.3`, policy). Delayed allocation and the
+//! windows of direct writes give large extents without leaving anything behind; files that have such blocks are read and written
+//! all the same. The options have their meaning for the windows: how much is taken ahead of a file at most, and whether only for
+//! files that grow at their end. A window ramps up with the file as in the original, and what is left of it goes back with the
+//! commit. Delayed writes need none, for they are allocated when their number is known.
 //!
 //! Threads: `scoutfs-data-0`, `-1` write pages, and flush the device when the last of a commit are written; they block on the data
 //! device only.
@@ -81,6 +83,10 @@ pub(crate) struct DataParts {
     pub(crate) cache_bytes: usize,
     /// Bytes of written data that may wait for a commit.
     pub(crate) dirty_bytes: usize,
+    /// Most blocks taken ahead of a file that is written directly (`data_prealloc_blocks`).
+    pub(crate) prealloc_blocks: u64,
+    /// Only for files without holes that are written at their end (`data_prealloc_contig_only`).
+    pub(crate) prealloc_contig_only: bool,
 }
 
 /// A file with dirty contents. The inode stays in memory as long as it is listed.
@@ -95,6 +101,10 @@ pub(crate) struct Data {
     items: Arc<Items>,
     txn: Arc<Txn>,
     device: Arc<FlushTracker>,
+    /// Size of the device when the mount was opened.
+    device_blocks: u64,
+    prealloc_blocks: u64,
+    prealloc_contig_only: bool,
     read_only: bool,
     pages: Arc<Pages>,
     dirty_limit: usize,
@@ -114,6 +124,9 @@ impl Data {
             items: parts.items,
             txn: parts.txn,
             writer: Writer::start(parts.data_dev.clone())?,
+            device_blocks: parts.data_dev.size() / PAGE as u64,
+            prealloc_blocks: parts.prealloc_blocks,
+            prealloc_contig_only: parts.prealloc_contig_only,
             device: parts.data_dev,
             read_only: parts.read_only,
             pages: Pages::new(parts.cache_bytes),
@@ -148,8 +161,14 @@ impl Data {
 
     /// The stored extents of a file.
     fn stored<'a>(&'a self, lock: &'a CoveringLock, ino: Ino) -> FileExtents<'a> {
-        let device_blocks = self.device.size() / PAGE as u64;
-        FileExtents { items: &self.items, lock, ino, device_blocks, commits: false }
+        FileExtents {
+            items: &self.items,
+            lock,
+            ino,
+            device_blocks: self.device_blocks,
+            device: &self.device,
+            commits: false,
+        }
     }
 
     /// Puts a file on the list of those that a commit has to write.

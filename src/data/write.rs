@@ -154,7 +154,8 @@ impl Data {
         let mut promised = new.saturating_sub(file.work.lock().window.map_or(0, |w| w.1));
         tx.hold().data(|d| d.reserve(promised))?;
         let mut plan = Direct { edit: Edit::new(stored), taken: Vec::new(), online: 0, batch: Vec::new() };
-        let mut alloc = |want| self.window_alloc(tx.hold(), file, want, &mut promised, f.online_blocks);
+        let ahead = self.blocks_ahead(first, f.online_blocks);
+        let mut alloc = |want| self.window_alloc(tx.hold(), file, want, &mut promised, ahead);
         let planned = stored.pieces(first, last, &mut |piece| {
             let from = (piece.start - first) as usize * PAGE;
             plan.add(&piece, &data[from..from + piece.len as usize * PAGE], &mut alloc)

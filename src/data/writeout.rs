@@ -26,9 +26,6 @@ pub(super) struct Batch {
     bytes: usize,
 }
 
-/// Greatest window of a file (8 MiB).
-const WINDOW_BLOCKS: u64 = 2048;
-
 impl Data {
     /// Allocates and submits dirty pages of a file: all of them, or all but those of the last chunk, which is probably being
     /// filled. What is less than a job is left in `batch`, for the caller to go on with or to start. The operation lock
@@ -185,7 +182,7 @@ impl Data {
         file: &FileState,
         want: u64,
         promised: &mut u64,
-        online: u64,
+        ahead: u64,
     ) -> Result<(DataBlock, u64)> {
         let mut work = file.work.lock();
         let (start, len) = match work.window.take() {
@@ -194,7 +191,7 @@ impl Data {
                 // More than is wanted only if it was promised to nobody.
                 d.unreserve(*promised);
                 let most = d.total() - promised.saturating_sub(want);
-                let got = d.alloc(want.max(online.min(WINDOW_BLOCKS)).min(most));
+                let got = d.alloc(want.max(ahead).min(most));
                 *promised -= got.as_ref().map_or(0, |(_, len)| want.min(*len)).min(*promised);
                 d.reserve(*promised)?;
                 got
@@ -203,6 +200,12 @@ impl Data {
         let taken = want.min(len);
         work.window = (len > taken).then(|| (DataBlock(start.0 + taken), len - taken));
         Ok((start, taken))
+    }
+
+    /// How large a window may be for a file with so many blocks that is written from block `first` on: it grows with the file.
+    pub(super) fn blocks_ahead(&self, first: u64, online: u64) -> u64 {
+        let in_order = first == online;
+        if self.prealloc_contig_only && !in_order { 0 } else { online.min(self.prealloc_blocks) }
     }
 
     /// Gives back what is left of the window.

@@ -154,6 +154,8 @@ impl Mounted {
             read_only: options.read_only,
             cache_bytes: options.data_cache_bytes,
             dirty_bytes: options.data_dirty_bytes,
+            prealloc_blocks: options.data_prealloc_blocks,
+            prealloc_contig_only: options.data_prealloc_contig_only,
         })?;
         let caches = NamespaceOptions { cached_inodes: options.cached_inodes, ..NamespaceOptions::default() };
         let ns = Namespace::new(node.clone(), data.clone(), caches);

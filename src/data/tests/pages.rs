@@ -83,3 +83,29 @@ fn forgotten_chunks_leave_nothing_behind() {
     }
     assert!(all.queued() < 1000, "{} entries", all.queued());
 }
+
+/// Memory comes from a stock of used pieces of five sizes.
+#[test]
+fn chunks_that_grow_keep_their_contents_and_are_counted() {
+    let all = Pages::new(1 << 20);
+    let file = Arc::new(FilePages::new(all.clone()));
+    for round in 1..=3u8 {
+        let chunk = file.chunk_or_new(7);
+        let mut state = chunk.state.write();
+        let mut have = 0;
+        for (pages, memory) in [(1, 1), (2, 2), (3, 4), (7, 8), (9, 32), (32, 32)] {
+            all.grow(&mut state, pages);
+            assert_eq!(all.bytes(), memory * PAGE);
+            state.bytes_mut()[have * PAGE..pages * PAGE].fill(pages as u8 * round);
+            have = pages;
+        }
+        for (page, of) in [(0, 1), (1, 2), (2, 3), (3, 7), (6, 7), (7, 9), (8, 9), (9, 32), (31, 32)] {
+            assert!(state.bytes()[page * PAGE..][..PAGE].iter().all(|b| *b == of * round), "page {page}");
+        }
+        state.valid = u32::MAX;
+        drop(state);
+        drop(chunk);
+        file.forget(0, u64::MAX);
+        assert_eq!(all.bytes(), 0);
+    }
+}
