@@ -1,0 +1,186 @@
+//! What it costs that a volume has several nodes: hand-overs of locks, and nodes that work side by side.
+//!
+//! ```text
+//! cargo bench --bench cluster              # about half a minute
+//! cargo bench --bench cluster -- create    # only what has this in its name
+//! ```
+//!
+//! Three nodes in this process over TCP on the loopback address, on devices in memory. The figures are compared with a round
+//! trip of 48 bytes between two threads over such a connection and with a commit, measured in the same run.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use scoutfs::namespace::Caller;
+use scoutfs::{Errno, Ino, Volume};
+
+#[path = "../tests/common/cluster.rs"]
+mod cluster;
+
+use cluster::Cluster;
+
+const ROUNDS: usize = 300;
+const REPEATS: usize = 5;
+const FILES: usize = 3000;
+
+/// Seconds for each of `rounds` calls: the median of several series.
+fn each(rounds: usize, mut call: impl FnMut(usize)) -> f64 {
+    let mut series: Vec<f64> = (0..REPEATS)
+        .map(|_| {
+            let start = Instant::now();
+            (0..rounds).for_each(&mut call);
+            start.elapsed().as_secs_f64() / rounds as f64
+        })
+        .collect();
+    series.sort_by(f64::total_cmp);
+    series[REPEATS / 2]
+}
+
+fn round_trip() -> f64 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut far, _) = listener.accept().unwrap();
+    near.set_nodelay(true).unwrap();
+    far.set_nodelay(true).unwrap();
+    let echo = std::thread::spawn(move || {
+        let mut message = [0; 48];
+        while far.read_exact(&mut message).is_ok() {
+            far.write_all(&message).unwrap();
+        }
+    });
+    let mut message = [0; 48];
+    let time = each(2000, |_| {
+        near.write_all(&message).unwrap();
+        near.read_exact(&mut message).unwrap();
+    });
+    drop(near);
+    echo.join().unwrap();
+    time
+}
+
+struct Bench {
+    /// The server, and two clients of it.
+    server: Volume,
+    nodes: [Volume; 2],
+    round_trip: f64,
+    commit: f64,
+    filter: Option<String>,
+}
+
+fn root() -> Caller {
+    Caller::root()
+}
+
+impl Bench {
+    fn wants(&self, name: &str) -> bool {
+        self.filter.as_ref().is_none_or(|f| name.contains(f.as_str()))
+    }
+
+    fn file(&self, name: &str) -> Ino {
+        let dir = self.nodes[0].mkdir(&root(), Ino::ROOT, name.as_bytes(), 0o755).unwrap().ino;
+        let file = self.nodes[0].create(&root(), dir, b"file", 0o644).unwrap().ino;
+        self.nodes[0].write(&root(), file, 0, &[0; 8]).unwrap();
+        file
+    }
+
+    /// The lock of a file's group goes from one node that may write to another; nothing is dirty.
+    fn clean(&self) {
+        const NAME: &str = "hand-over of a clean lock";
+        if !self.wants(NAME) {
+            return;
+        }
+        // A call that takes the lock for a change and then finds nothing to change. It also reads items: what it finds
+        // under a new grant is asked for anew, from the roots of the server's last commit.
+        let file = self.file("clean");
+        self.nodes[0].sync().unwrap();
+        let time = each(ROUNDS, |i| {
+            let refused = self.nodes[i % 2].removexattr(&root(), file, b"user.none").unwrap_err();
+            assert_eq!(refused.errno(), Errno::ENODATA);
+        });
+        println!("{NAME:<44} {:>9.1} µs {:>7.1} round trips (wanted: at most 4)", time * 1e6, time / self.round_trip);
+    }
+
+    fn dirty(&self) {
+        const NAME: &str = "hand-over of a dirty inode, write then read";
+        if !self.wants(NAME) {
+            return;
+        }
+        let file = self.file("dirty");
+        let time = each(ROUNDS, |i| {
+            let value = (i as u64).to_le_bytes();
+            self.nodes[0].write(&root(), file, 0, &value).unwrap();
+            let mut found = [0; 8];
+            self.nodes[1].read(file, 0, &mut found).unwrap();
+            assert_eq!(found, value);
+        });
+        // The write takes the lock back, the read takes it over.
+        let allowed = 8.0 * self.round_trip + self.commit;
+        println!("{NAME:<44} {:>9.1} µs {:>7.2} of 8 round trips and a commit", time * 1e6, time / allowed);
+    }
+
+    fn alternating(&self) {
+        const NAME: &str = "two nodes write one file in turn";
+        if !self.wants(NAME) {
+            return;
+        }
+        let file = self.file("alternating");
+        let time = each(ROUNDS, |i| {
+            self.nodes[i % 2].write(&root(), file, 0, &[i as u8; 8]).unwrap();
+        });
+        println!("{NAME:<44} {:>9.0} hand-overs/s (wanted: 2,000)", 1.0 / time);
+    }
+
+    fn creating(&self) {
+        const NAME: &str = "two nodes create in different directories";
+        if !self.wants(NAME) {
+            return;
+        }
+        let mut ratios = Vec::new();
+        for repeat in 0..REPEATS {
+            let create = |node: usize, name: String| {
+                let node = &self.nodes[node];
+                let dir = node.mkdir(&root(), Ino::ROOT, name.as_bytes(), 0o755).unwrap().ino;
+                for i in 0..FILES {
+                    node.create(&root(), dir, format!("file {i}").as_bytes(), 0o644).unwrap();
+                }
+            };
+            let start = Instant::now();
+            create(0, format!("alone {repeat}"));
+            let alone = start.elapsed();
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                for node in 0..2 {
+                    scope.spawn(move || create(node, format!("together {repeat} {node}")));
+                }
+            });
+            ratios.push(2.0 * alone.as_secs_f64() / start.elapsed().as_secs_f64());
+        }
+        ratios.sort_by(f64::total_cmp);
+        let (median, best) = (ratios[REPEATS / 2], ratios[REPEATS - 1]);
+        println!("{NAME:<44} {median:>9.2} of one node, at best {best:.2} (wanted: 1.6)");
+    }
+}
+
+fn main() {
+    let filter = std::env::args().skip(1).find(|a| !a.starts_with('-'));
+    let cluster = Cluster::new(1);
+    let server = cluster.mount(Some(0));
+    let nodes = [cluster.mount(None), cluster.mount(None)];
+    let file = nodes[0].create(&root(), Ino::ROOT, b"commits", 0o644).unwrap().ino;
+    let commit = each(50, |i| {
+        nodes[0].write(&root(), file, 0, &[i as u8]).unwrap();
+        nodes[0].sync().unwrap();
+    });
+    let bench = Bench { server, nodes, round_trip: round_trip(), commit, filter };
+    println!("round trip {:.1} µs, commit {:.1} µs", bench.round_trip * 1e6, bench.commit * 1e6);
+    bench.clean();
+    bench.dirty();
+    bench.alternating();
+    bench.creating();
+    std::thread::sleep(Duration::from_millis(10));
+    for node in bench.nodes {
+        node.close().unwrap();
+    }
+    bench.server.close().unwrap();
+}
