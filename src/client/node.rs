@@ -164,7 +164,8 @@ impl Node {
     }
 
     /// Takes the index locks that `names` asks for in the transaction with the given sequence, in order, and enters that
-    /// transaction (`spec/06 §3.4`). `names` is asked again when the sequence moved meanwhile.
+    /// transaction, or a later one that the same locks serve (`spec/06 §3.4`). `names` is asked again when the sequence moved
+    /// meanwhile.
     pub(crate) fn indexed(
         &self,
         kind: HoldKind,
