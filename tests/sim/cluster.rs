@@ -289,6 +289,14 @@ impl Cluster {
         self.note("healed".into());
     }
 
+    /// A member that is needed for a majority waits with leaving until the others leave too (`spec/05 §5.10`): one at a
+    /// time, and never the only one.
+    fn may_leave(&self, machine: usize) -> bool {
+        let machines = self.machines.lock().expect("not held for long");
+        let leaving = machines[..self.members].iter().any(|m| m.life == Life::Leave);
+        machine >= self.members || (self.members > 1 && !leaving)
+    }
+
     /// One thing that goes wrong.
     fn fault(&self) {
         let machine = below(self.count() as u64) as usize;
@@ -317,7 +325,7 @@ impl Cluster {
                 self.note("streams break".into());
                 (0..1 + below(6)).for_each(|_| self.net.break_one());
             }
-            _ if life == Life::Work => {
+            _ if life == Life::Work && self.may_leave(machine) => {
                 self.note(format!("machine {machine} (node {node}) leaves"));
                 self.with(machine, |m| m.life = Life::Leave);
             }
