@@ -64,6 +64,7 @@
 //! | `scoutfs-data-0`.. | mount | the data device |
 //! | `scoutfs-orphan` | mount | everything that an unlink waits for |
 //! | `scoutfs-merge` | mount | both devices, answers of the server |
+//! | `scoutfs-compact` | mount | the metadata device, answers of the server |
 //! | `scoutfs-snapshot` | read-only mount | nothing |
 //! | `scoutfs-nbd` | each [`NbdDevice`](device::NbdDevice) | connecting to its server, receiving from it |
 //! | `scoutfs-quorum` | member | the metadata device (quorum blocks), datagrams with a timeout |

@@ -40,6 +40,9 @@ pub struct VolumeOptions {
     pub ino_alloc_per_lock: u32,
     /// Pause between scans for orphans, 0.1..=60 s (default 10), varied by a fifth. Option `orphan_scan_delay_ms`.
     pub orphan_scan_delay: Duration,
+    /// Pause between requests for search file compaction when there is none, 1..=60 s (default 10). Option
+    /// `srch_compact_delay_ms`.
+    pub search_compact_delay: Duration,
     /// Greatest preallocation in 4 KiB blocks, 1..2^52 (default 2048). Option `data_prealloc_blocks`.
     pub data_prealloc_blocks: u64,
     /// Preallocate only for files written in order (default true). Option `data_prealloc_contig_only`.
@@ -72,6 +75,7 @@ impl Default for VolumeOptions {
             lock_idle_count: 10_000,
             ino_alloc_per_lock: 1024,
             orphan_scan_delay: Duration::from_millis(10_000),
+            search_compact_delay: Duration::from_millis(10_000),
             data_prealloc_blocks: 2048,
             data_prealloc_contig_only: true,
             commit_interval: Duration::from_secs(10),
@@ -148,6 +152,7 @@ impl VolumeOptions {
             "lock_idle_count" => self.lock_idle_count = num(32, 100_000)? as u32,
             "ino_alloc_per_lock" => self.ino_alloc_per_lock = num(1, 1024)? as u32,
             "orphan_scan_delay_ms" => self.orphan_scan_delay = ms(100, 60_000)?,
+            "srch_compact_delay_ms" => self.search_compact_delay = ms(1_000, 60_000)?,
             "data_prealloc_blocks" => self.data_prealloc_blocks = num(1, (1 << 52) - 1)?,
             "data_prealloc_contig_only" => self.data_prealloc_contig_only = num(0, 1)? == 1,
             "commit_interval_ms" => self.commit_interval = ms(100, 60_000)?,

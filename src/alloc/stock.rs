@@ -1,8 +1,8 @@
 //! How much space is handed around: fill targets, low marks, budgets and the reserve (`spec/02 §6.2, §6.5`).
 //!
 //! The original's numbers assume devices of 64 GiB and more. They are policy, so they shrink with the metadata device: a
-//! volume with 64 MiB of metadata must be usable, not merely mountable. From 5 GiB on ([`FULL_SIZE_META`]) they are exactly
-//! the original's, and data numbers are the original's from 32 GiB on.
+//! volume with 64 MiB of metadata must be usable, not merely mountable. From 5 GiB on ([`FULL_SIZE_META`]) the stocks of one
+//! mount are exactly the original's, from 64 GiB on those of any number, and data numbers are the original's from 32 GiB on.
 //!
 //! Invariants:
 //! 1. `meta_low` ≤ `meta_target` ≤ 8185, the capacity of one list block.
@@ -12,6 +12,12 @@ use super::list::LIST_CAPACITY;
 
 /// Metadata blocks from which on every number is the original's (5 GiB).
 pub(crate) const FULL_SIZE_META: u64 = 81_920;
+
+/// Metadata blocks from which on the reserve is the original's (64 GiB, the least that its mkfs makes).
+const FULL_RESERVE_META: u64 = 1 << 20;
+
+/// Data blocks from which on data numbers are the original's (32 GiB).
+const FULL_SIZE_DATA: u64 = 8 << 20;
 
 /// Fill targets, low marks and budgets of one volume. Metadata counts 64 KiB blocks, data 4 KiB blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +43,9 @@ pub(crate) struct Stock {
     total_meta: u64,
 }
 
+/// Mounts beyond this number do not make stocks smaller.
+const MAX_PARTS: u64 = 15;
+
 /// Below this many blocks in `data_avail` the server sets LOW, for every size of volume: a kernel client relies on it to
 /// stop forcing commits in a loop. Our own client checks with one commit before it believes it.
 pub(crate) const DATA_LOW_FLAG: u64 = 262_144;
@@ -45,11 +54,20 @@ pub(crate) const DATA_LOW_FLAG: u64 = 262_144;
 pub(crate) const DATA_LARGE: u64 = 2048;
 
 impl Stock {
-    /// The numbers for a volume with these totals (64 KiB and 4 KiB blocks).
+    /// The numbers for a volume with these totals (64 KiB and 4 KiB blocks) and one mount.
     pub(crate) fn for_volume(total_meta: u64, total_data: u64) -> Stock {
+        Stock::shared(total_meta, total_data, 1)
+    }
+
+    /// The numbers for a volume that so many mounts share. A small volume is divided among them, so that what all of them
+    /// hold stays a part of it that leaves room to use.
+    pub(crate) fn shared(total_meta: u64, total_data: u64, mounts: u64) -> Stock {
         let capacity = LIST_CAPACITY as u64;
-        let target = if total_meta >= FULL_SIZE_META { capacity } else { (total_meta / 10).clamp(64, capacity) };
-        let data_target = (total_data / 8).clamp(2048, 1_048_576);
+        let parts = mounts.clamp(1, MAX_PARTS) + 1;
+        let target = (total_meta / (5 * parts)).clamp(64, capacity);
+        // A mount asks for more below a 16th of what one mount alone gets, so four mounts is as far as this may go.
+        let data_parts = if total_data < FULL_SIZE_DATA { parts.min(5) } else { 2 };
+        let data_target = (total_data / (4 * data_parts)).clamp(2048, 1_048_576);
         Stock {
             meta_target: target as u32,
             meta_low: (target / 2) as u32,
@@ -74,7 +92,10 @@ impl Stock {
     pub(crate) fn reserved(&self, clients: u64) -> u64 {
         let clients = clients.max(1);
         if !self.is_scaled() {
-            return 2 * 8185 + clients * (2 * 8185 + 1028 + 913);
+            let original = 2 * 8185 + clients * (2 * 8185 + 1028 + 913);
+            // Between 5 and 64 GiB, which the original does not make, it would be most of the volume.
+            let most = if self.total_meta < FULL_RESERVE_META { self.total_meta / 5 } else { u64::MAX };
+            return original.min(most);
         }
         let target = u64::from(self.meta_target);
         // Each mount holds its own stock already; on a small volume a second one for each would leave nothing to use.

@@ -3,14 +3,15 @@
 //! | thread | does | may block on |
 //! |---|---|---|
 //! | `scoutfs-merge` | asks for log merge work and does it (`spec/03 §11.4`) | the server, device reads and writes |
-//! | `scoutfs-orphan` | scans for orphans and deletes them (`spec/06 §3.7`) | the server, cluster locks, commits |
+//! | `scoutfs-compact` | asks for search file compaction and does it (`spec/08 §7.5`) | the server, device reads and writes |
+//! | `scoutfs-orphan` | scans for orphans and deletes them, finishes interrupted truncations (`spec/06 §3.7, §3.8`) | the server, cluster locks, commits |
 //!
 //! Both end when the mount leaves or is forced down; dropping [`Background`] joins them.
 
 use std::time::Duration;
 
-use super::merge;
 use super::node::Node;
+use super::{compact, merge};
 use crate::error::{Error, Result};
 use crate::options::VolumeOptions;
 use crate::sync::{Arc, Condvar, Mutex, random, thread};
@@ -50,21 +51,8 @@ impl Background {
         let stop = Arc::new(Stop { stopped: Mutex::new(false), wake: Condvar::new() });
         let mut all = Background { stop: stop.clone(), threads: Vec::new() };
         let delay = options.orphan_scan_delay;
-        let merging = Arc::downgrade(node);
-        all.spawn("scoutfs-merge", move |stop| {
-            let mut wait = MERGE_POLL;
-            while !stop.pause(wait) {
-                let Some(node) = merging.upgrade().filter(|n| !n.is_down()) else { return };
-                wait = match merge::work_once(&node) {
-                    Ok(true) => Duration::ZERO,
-                    Ok(false) => MERGE_POLL,
-                    Err(e) => {
-                        tracing::warn!("log merge work failed: {e}");
-                        MERGE_POLL
-                    }
-                };
-            }
-        })?;
+        all.work("scoutfs-merge", node, MERGE_POLL, merge::work_once)?;
+        all.work("scoutfs-compact", node, options.search_compact_delay, compact::work_once)?;
         let scanning = Arc::downgrade(node);
         all.spawn("scoutfs-orphan", move |stop| {
             while !stop.pause(delay.mul_f64(0.8 + 0.4 * random::<f64>())) {
@@ -77,6 +65,31 @@ impl Background {
             }
         })?;
         Ok(all)
+    }
+
+    /// A thread that asks the server for one kind of work: at once after a piece was done, else after `poll`.
+    fn work(
+        &mut self,
+        name: &'static str,
+        node: &Arc<Node>,
+        poll: Duration,
+        work_once: fn(&Node) -> Result<bool>,
+    ) -> Result<()> {
+        let node = Arc::downgrade(node);
+        self.spawn(name, move |stop| {
+            let mut wait = poll;
+            while !stop.pause(wait) {
+                let Some(node) = node.upgrade().filter(|n| !n.is_down()) else { return };
+                wait = match work_once(&node) {
+                    Ok(true) => Duration::ZERO,
+                    Ok(false) => poll,
+                    Err(e) => {
+                        tracing::warn!("{name}: {e}");
+                        poll
+                    }
+                };
+            }
+        })
     }
 
     fn spawn(&mut self, name: &str, run: impl FnOnce(&Stop) + Send + 'static) -> Result<()> {

@@ -144,13 +144,9 @@ impl Inbox {
         self.unmounting.store(true, Ordering::Release);
     }
 
-    /// A lock was granted.
-    pub(crate) fn grant(&self, lock: &NetLock) {
-        if let Some(locks) = self.locks()
-            && let Err(e) = locks.grant(lock)
-        {
-            tracing::error!("lock grant refused: {e}");
-        }
+    /// A lock was granted. An error says that the grant breaks the protocol.
+    pub(crate) fn grant(&self, lock: &NetLock) -> Result<()> {
+        self.locks().map_or(Ok(()), |locks| locks.grant(lock))
     }
 
     fn answer(&self, id: u64, lock: &NetLock) {
@@ -212,11 +208,9 @@ impl ClientHandler for Inbox {
         }
     }
 
-    fn lock_response(&self, payload: Vec<u8>) {
-        match NetLock::read_from_bytes(&payload) {
-            Ok(lock) => self.grant(&lock),
-            Err(_) => tracing::error!("a lock grant of {} bytes", payload.len()),
-        }
+    fn lock_response(&self, payload: Vec<u8>) -> Result<()> {
+        let lock = NetLock::read_from_bytes(&payload);
+        self.grant(&lock.map_err(|_| Error::corrupt("lock grant", format!("{} bytes", payload.len())))?)
     }
 
     fn new_server(&self, term: u64) {

@@ -16,10 +16,12 @@
 //! | `snapshot` | the stand-in for a server that a read-only view uses |
 //! | `open_map` | which inodes are in use here |
 //! | `inos` | inode numbers in stock |
-//! | `background` | the threads: log merge work, orphan scan |
+//! | `background` | the threads: log merge work, search compaction, orphan scan |
 //! | `merge` | one piece of log merge work |
+//! | `compact` | one piece of search file compaction |
 
 mod background;
+mod compact;
 mod inos;
 mod link;
 mod merge;

@@ -33,7 +33,9 @@ impl SnapshotLink {
             .name("scoutfs-snapshot".into())
             .spawn(move || {
                 for lock in rx {
-                    inbox.grant(&lock);
+                    if let Err(e) = inbox.grant(&lock) {
+                        tracing::error!("lock grant refused: {e}");
+                    }
                 }
             })
             .map_err(|e| Error::Shutdown(format!("cannot start a thread: {e}")))?;

@@ -17,6 +17,9 @@ use crate::txn::HoldKind;
 /// Permission and special bits of a mode.
 const MODE_BITS: u32 = 0o7777;
 
+/// Interrupted truncations remembered at a time.
+const UNFINISHED_MAX: usize = 4096;
+
 impl Namespace {
     /// Attributes of an inode. `ESTALE` if the number is not in use.
     pub(crate) fn getattr(&self, ino: Ino) -> Result<Attr> {
@@ -244,7 +247,6 @@ impl Namespace {
 
     /// Finishes an interrupted truncation of an inode that was seen with the flag, without waiting for its next writer
     /// (defect 62). For a background thread.
-    #[cfg(test)]
     pub(crate) fn complete_truncate(&self, ino: Ino) -> Result<()> {
         self.writable()?;
         let inode = self.inode(ino)?;
@@ -253,6 +255,33 @@ impl Namespace {
         match self.fresh_if_any(&inode, &lock)? {
             Some(f) if f.truncate_pending() => self.finish_truncate(&inode, &lock),
             _ => Ok(()),
+        }
+    }
+
+    /// Finishes the interrupted truncations that were seen since the last pass. For the background thread; one that
+    /// fails is tried again in the next pass and does not keep the others.
+    pub(crate) fn complete_truncates(&self) -> Result<()> {
+        let seen = std::mem::take(&mut *self.unfinished.lock());
+        for ino in seen {
+            match self.complete_truncate(ino) {
+                Err(e @ Error::Shutdown(_)) => return Err(e),
+                Err(error) => {
+                    tracing::warn!(ino = ino.0, %error, "an interrupted truncation could not be finished");
+                    self.saw_unfinished(ino);
+                }
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Remembers an inode that was read with an unfinished truncation. The mount that began it holds the group's WRITE lock
+    /// to the end, so one that can be read belongs to a mount that is gone. More than there is room for are found again
+    /// when they are read again.
+    pub(super) fn saw_unfinished(&self, ino: Ino) {
+        let mut unfinished = self.unfinished.lock();
+        if unfinished.len() < UNFINISHED_MAX {
+            unfinished.insert(ino);
         }
     }
 }

@@ -194,6 +194,13 @@ impl Namespace {
         Ok(())
     }
 
+    /// What a mount does now and then for the whole volume: finishes what others, or it itself in an earlier life, left
+    /// half done. For the background thread.
+    pub(crate) fn tidy_up(&self) -> Result<()> {
+        let truncates = if self.node.read_only { Ok(()) } else { self.complete_truncates() };
+        self.scan_orphans().and(truncates)
+    }
+
     /// One pass over the orphans of the merged tree; deletes those that nobody uses. For the background thread.
     ///
     /// Orphans that are still in a log tree are not seen: this leaves alone what was unlinked a moment ago. One that cannot be

@@ -113,6 +113,9 @@ impl Namespace {
             return Ok(None);
         };
         let fields = Fields::decode(inode.ino(), &value, self.node.fmt_vers)?;
+        if fields.truncate_pending() && fields.nlink > 0 && !self.node.read_only {
+            self.saw_unfinished(inode.ino());
+        }
         inode.load(generation, fields);
         Ok(inode.fields_at(generation).or(Some(fields)))
     }

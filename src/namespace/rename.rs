@@ -147,6 +147,15 @@ impl Namespace {
                 return fail(Errno::EINVAL);
             }
         }
+        // What contains the source cannot be empty, and that counts before its kind.
+        if !exchange
+            && from.dir != to.dir
+            && let Some(t) = other.filter(is_dir)
+            && flags != RenameFlags::NOREPLACE
+            && self.is_below(from.dir, t.ino)?
+        {
+            return fail(Errno::ENOTEMPTY);
+        }
         let cast = Cast {
             from: self.inode(from.dir)?,
             to: self.inode(to.dir)?,
@@ -363,7 +372,7 @@ impl Namespace {
         }
     }
 
-    /// Is `dir` the directory `top` or somewhere below it? The caller holds the rename lock.
+    /// Is `dir` the directory `top` or somewhere below it? Certain only while the rename lock is held.
     fn is_below(&self, dir: Ino, top: Ino) -> Result<bool> {
         for _ in 0..WALK_RETRIES {
             let mut at = dir;

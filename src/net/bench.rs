@@ -71,7 +71,9 @@ struct Deaf;
 
 impl ClientHandler for Deaf {
     fn request(&self, _: Command, _: Vec<u8>, _: Reply) {}
-    fn lock_response(&self, _: Vec<u8>) {}
+    fn lock_response(&self, _: Vec<u8>) -> crate::error::Result<()> {
+        Ok(())
+    }
     fn new_server(&self, _: u64) {}
     fn evicted(&self, _: Error) {}
 }

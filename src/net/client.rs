@@ -46,8 +46,9 @@ pub(crate) trait ClientHandler: Send + Sync {
     /// length.
     fn request(&self, cmd: Command, payload: Vec<u8>, reply: Reply);
 
-    /// The answer to a LOCK request, 48 bytes, in order with the LOCK requests of the server.
-    fn lock_response(&self, payload: Vec<u8>);
+    /// The answer to a LOCK request, 48 bytes, in order with the LOCK requests of the server. An error says that no sane
+    /// server sends this; the socket is closed and the server greeted again (`spec/04 §15`).
+    fn lock_response(&self, payload: Vec<u8>) -> Result<()>;
 
     /// Another server than before (or the first) has accepted the greeting. Called before any message of the new server
     /// and before anything is sent to it; unanswered requests are sent again by the connection.
@@ -380,7 +381,7 @@ impl Inner {
         drop(state);
         match verdict {
             Verdict::Ignore => return Ok(false),
-            Verdict::Response(who) => self.complete(who, frame),
+            Verdict::Response(who) => self.complete(who, frame)?,
             Verdict::Request if len != head.cmd.request_len() => {
                 let mut state = self.link.lock();
                 state.session.respond(head.cmd, head.id, Err(&Errno::EINVAL.into()));
@@ -394,7 +395,7 @@ impl Inner {
         Ok(true)
     }
 
-    fn complete(&self, who: Completion, frame: &Frame<'_>) {
+    fn complete(&self, who: Completion, frame: &Frame<'_>) -> Result<(), Refusal> {
         let result = match frame.result() {
             Ok(payload) if !frame.head.cmd.response_len_ok(payload.len()) => fail(Errno::EMSGSIZE),
             other => other,
@@ -402,10 +403,14 @@ impl Inner {
         match who {
             Completion::Waiter(waiter) => waiter.complete(result),
             Completion::Lock => {
-                if let Ok(payload) = result {
-                    self.handler.lock_response(payload);
+                if let Ok(payload) = result
+                    && let Err(e) = self.handler.lock_response(payload)
+                {
+                    tracing::error!("lock grant refused: {e}");
+                    return Err("a lock grant that breaks the protocol");
                 }
             }
         }
+        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use zerocopy::IntoBytes;
 
-use crate::alloc::{Stock, extents};
+use crate::alloc::extents;
 use crate::error::{Errno, Result};
 use crate::format::consts::{
     MAX_DATA_BLOCK, MAX_DATA_ZONES, MAX_META_BLOCK, MIN_DATA_ZONE_BLOCKS, SMALL_BYTES, VOLOPT_DATA_ALLOC_ZONE_BLOCKS,
@@ -86,7 +86,7 @@ impl ServerCore {
         if new.1 > old.1 {
             own(extents::insert(&mut cow, &mut sup.data_alloc, data, old.1, new.1 - old.1))?;
         }
-        self.trees.stock = Stock::for_volume(new.0, new.1);
+        self.trees.restock();
         Ok(())
     }
 }

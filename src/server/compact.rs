@@ -6,6 +6,7 @@
 
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::alloc::list::LIST_CAPACITY;
 use crate::error::{Errno, Result};
 use crate::format::consts::{
     SRCH_COMPACT_DELETE, SRCH_COMPACT_DONE, SRCH_COMPACT_ERROR, SRCH_COMPACT_LOG, SRCH_COMPACT_NR, SRCH_COMPACT_SORTED,
@@ -58,7 +59,14 @@ impl ServerCore {
         };
         let stock = self.trees.stock;
         self.trees.take_list(&mut compact.meta_freed)?;
-        match self.trees.fill_list(&mut compact.meta_avail, stock.meta_low, stock.meta_target) {
+        let (mut low, mut target) = (stock.meta_low, stock.meta_target);
+        if stock.is_scaled() && compact.flags & SRCH_COMPACT_LOG != 0 {
+            // Sorting logs cannot stop half way: it needs as many blocks as they have, and some for parents and lists.
+            let blocks: u64 = inputs(&compact).iter().map(|i| i.sfl.blocks.get()).sum();
+            let needed = blocks.saturating_add(blocks / 64 + 40).min(LIST_CAPACITY as u64) as u32;
+            (low, target) = (low.max(needed), target.max(needed));
+        }
+        match self.trees.fill_list(&mut compact.meta_avail, low, target) {
             Err(e) if e.is(Errno::ENOSPC) => {}
             other => other?,
         }

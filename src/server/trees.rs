@@ -251,9 +251,16 @@ impl Trees {
     }
 
     /// Records a mount.
+    /// Recomputes what is handed around, after the volume's size or the number of its mounts has changed.
+    pub(super) fn restock(&mut self) {
+        let (meta, data) = (self.sup.total_meta_blocks.get(), self.sup.total_data_blocks.get());
+        self.stock = Stock::shared(meta, data, self.mounted.len() as u64);
+    }
+
     pub(super) fn put_mounted(&mut self, rid: u64, client: MountedClient) -> Result<()> {
         self.put(&keys::mounted_client(Rid(rid)), &client)?;
         self.mounted.insert(rid, client);
+        self.restock();
         Ok(())
     }
 

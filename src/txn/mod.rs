@@ -7,7 +7,7 @@
 //! **Idea.** There is one open transaction. Whoever changes something holds it ([`Txn::hold`]); a commit excludes holders,
 //! writes everything that is dirty in the order that makes it crash safe, tells the server, and opens the next one. The
 //! thread that needs the commit runs it; callers that arrive meanwhile share the next.
-
+//!
 //! **Files.** `gate`: holders against commits. `hold`: what a holder may do. `control`: who runs a commit, who waits for
 //! what, the commit thread. `commit`: the steps of a commit in their order. `room`: will the blocks suffice. `srch_file`:
 //! search entries.
@@ -30,7 +30,7 @@ mod control;
 mod gate;
 mod hold;
 mod room;
-mod srch_file;
+pub(crate) mod srch_file;
 #[cfg(any(test, feature = "internals"))]
 pub(crate) mod testbox;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! [`Volume`] is thin. It puts the rooms of a mount together, opens and closes them in order, and passes calls on. All
 //! operations take inode numbers, which is what front ends have; [`paths`](Volume::resolve) are a convenience on top.
 
+mod admin;
 mod front_end;
 mod mount;
 mod paths;

@@ -164,7 +164,7 @@ impl Mounted {
         node.open(&(data.clone() as Arc<dyn CommitHook>))?;
         ns.getattr(crate::format::Ino::ROOT)?;
         let weak = Arc::downgrade(&ns);
-        node.start_background(options, Arc::new(move || weak.upgrade().map_or(Ok(()), |ns| ns.scan_orphans())))?;
+        node.start_background(options, Arc::new(move || weak.upgrade().map_or(Ok(()), |ns| ns.tidy_up())))?;
         Ok((ns, data))
     }
 

@@ -19,8 +19,10 @@ fn numbers_of_a_full_size_volume_are_the_originals() {
     is("SCOUTFS_SERVER_DATA_FILL_LO", DATA_LOW_FLAG);
     is("SCOUTFS_ALLOC_DATA_REFILL_THRESH", stock.data_refill);
     is("SCOUTFS_ALLOC_DATA_LG_THRESH", DATA_LARGE);
+    // The original makes no volume below 64 GiB.
+    let reserve = Stock::for_volume(1 << 20, 8 << 20);
     for (clients, want) in nums(&v["reserved_meta_blocks by nr_clients"]).into_iter().enumerate() {
-        assert_eq!(stock.reserved(clients as u64), want, "{clients} clients");
+        assert_eq!(reserve.reserved(clients as u64), want, "{clients} clients");
     }
     assert_eq!((stock.holder_budget, stock.move_budget, stock.move_slack), (500, 250, 50));
     for row in rows(&v["orders"]) {
@@ -38,6 +40,21 @@ fn small_volumes_are_usable() {
         // A client can open its pair and do something; a move of an extent fits.
         assert!(s.meta_low >= 48 && s.merge_target >= 48, "{s:?}");
         assert!(u64::from(s.move_slack) + 2 * 22 < u64::from(s.meta_low) + 16, "{s:?}");
+    }
+}
+
+/// The reserve of each mount was that of a large volume: with three mounts on 5 GiB nothing was left to use.
+#[test]
+fn volumes_of_any_size_are_usable_by_several_mounts() {
+    for total in [1024, 2048, 4096, 16384, 65536, FULL_SIZE_META - 1, FULL_SIZE_META, 1 << 18, 1 << 20] {
+        for mounts in 1..=5 {
+            let s = Stock::shared(total, total * 16, mounts);
+            let held = (2 + mounts) * u64::from(s.meta_target);
+            let gone = held + s.reserved(mounts);
+            // With the clamp of a tiny volume a third is left, else more.
+            assert!(gone * 100 <= total * 70, "{total} blocks, {mounts} mounts: {gone} not usable");
+            assert!(s.data_low > Stock::for_volume(total, total * 16).data_refill, "{s:?}");
+        }
     }
 }
 

@@ -224,10 +224,11 @@ impl Model {
             if is_dir(self, id) && self.is_below(to, id)? {
                 return Err(Errno::EINVAL);
             }
-            if let Some(o) = other.filter(|o| exchange && is_dir(self, *o))
+            if let Some(o) = other.filter(|o| is_dir(self, *o))
+                && flags != RenameFlags::NOREPLACE
                 && self.is_below(from, o)?
             {
-                return Err(Errno::EINVAL);
+                return Err(if exchange { Errno::EINVAL } else { Errno::ENOTEMPTY });
             }
         }
         if flags == RenameFlags::NOREPLACE && other.is_some() {

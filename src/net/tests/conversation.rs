@@ -235,7 +235,9 @@ fn a_panic_in_a_handler_breaks_the_connection() {
         fn request(&self, _: Command, _: Vec<u8>, _: Reply) {
             panic!("a bug in a handler");
         }
-        fn lock_response(&self, _: Vec<u8>) {}
+        fn lock_response(&self, _: Vec<u8>) -> crate::error::Result<()> {
+            Ok(())
+        }
         fn new_server(&self, _: u64) {}
         fn evicted(&self, _: crate::Error) {}
     }

@@ -263,3 +263,37 @@ fn defect_44_nothing_is_lost_or_repeated_over_breaks() {
         assert!(order.eq(0..100), "seed {seed}: the server's requests came once and in order");
     }
 }
+
+/// A grant that breaks the protocol was only logged, and the mount went on with a server that lies about modes.
+#[test]
+fn a_refused_lock_grant_closes_the_connection() {
+    let hub = hub();
+    let (net, events) = server(&hub, addr(1), 3, LONG);
+    let (weak, bad) = (Arc::downgrade(&net), AtomicU32::new(1));
+    let thread = thread::spawn(move || {
+        while let Ok(event) = events.recv() {
+            let Some(net) = weak.upgrade() else { return };
+            match event {
+                ServerEvent::Greeting { token, .. } => net.greeting_done(token, Ok(())),
+                ServerEvent::Request { rid, id, cmd, .. } => {
+                    let lie = cmd == Command::Lock && bad.swap(0, Ordering::Relaxed) == 1;
+                    net.respond(rid, id, cmd, Ok(if lie { vec![0xff; 48] } else { zeros(cmd) }));
+                }
+                _ => {}
+            }
+        }
+    });
+    let ear = Arc::new(Ear::default());
+    let client = client(&hub, 5, &Place::at(addr(1), 3), &ear);
+    client.lock_request(&[0; 48]).unwrap();
+    eventually("a second greeting", || (client.status().greetings >= 2).then_some(()));
+    // Everything else goes on over the new connection.
+    client.lock_request(&[0; 48]).unwrap();
+    eventually("the next grant", || {
+        (ear.heard().last() == Some(&Heard::LockResponse(zeros(Command::Lock)))).then_some(())
+    });
+    client.close();
+    net.stop();
+    drop(net);
+    thread.join().unwrap();
+}

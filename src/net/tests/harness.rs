@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use zerocopy::IntoBytes;
 
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result};
 use crate::format::layout::NetGreeting;
 use crate::net::client::{ClientConn, ClientConnConfig, ClientHandler, Reply};
 use crate::net::codec::{FrameReader, Head, encode};
@@ -58,8 +58,11 @@ impl ClientHandler for Ear {
         }
     }
 
-    fn lock_response(&self, payload: Vec<u8>) {
+    fn lock_response(&self, payload: Vec<u8>) -> Result<()> {
+        // A grant that no lock client would take.
+        let refused = payload.first() == Some(&0xff);
         self.heard.lock().push(Heard::LockResponse(payload));
+        if refused { Err(Errno::EINVAL.into()) } else { Ok(()) }
     }
 
     fn new_server(&self, term: u64) {
