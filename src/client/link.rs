@@ -155,19 +155,14 @@ impl Inbox {
         }
     }
 
-    fn invalidate(&self, payload: &[u8], reply: Reply) {
-        let (Some(locks), Ok(lock)) = (self.locks(), NetLock::read_from_bytes(payload)) else {
-            return reply.send(Err(Errno::EINVAL.into()));
-        };
+    fn invalidate(&self, payload: &[u8], reply: Reply) -> Result<()> {
+        let lock = NetLock::read_from_bytes(payload).map_err(|_| Error::from(Errno::EINVAL))?;
+        // Without locks the mount is going down by force, and answers nothing any more.
+        let Some(locks) = self.locks() else { return Ok(()) };
         let epoch = reply.term();
         let id = self.next_reply.fetch_add(1, Ordering::Relaxed);
         self.replies.lock().insert(id, reply);
-        if let Err(e) = locks.invalidate(epoch, id, &lock) {
-            tracing::error!("invalidation refused: {e}");
-            if let Some(reply) = self.replies.lock().remove(&id) {
-                reply.send(Err(e));
-            }
-        }
+        locks.invalidate(epoch, id, &lock).inspect_err(|_| drop(self.replies.lock().remove(&id)))
     }
 
     fn recover(&self, payload: &[u8]) -> Result<Vec<u8>> {
@@ -191,9 +186,9 @@ impl Inbox {
 }
 
 impl ClientHandler for Inbox {
-    fn request(&self, cmd: Command, payload: Vec<u8>, reply: Reply) {
+    fn request(&self, cmd: Command, payload: Vec<u8>, reply: Reply) -> Result<()> {
         match cmd {
-            Command::Lock => self.invalidate(&payload, reply),
+            Command::Lock => return self.invalidate(&payload, reply),
             Command::LockRecover => reply.send(self.recover(&payload)),
             Command::OpenInoMap => reply.send(self.open_map(&payload)),
             Command::SyncLogTrees => {
@@ -206,6 +201,7 @@ impl ClientHandler for Inbox {
             }
             _ => reply.send(Err(Errno::EINVAL.into())),
         }
+        Ok(())
     }
 
     fn lock_response(&self, payload: Vec<u8>) -> Result<()> {

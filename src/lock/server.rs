@@ -16,7 +16,7 @@
 //!
 //! What it does not do: it keeps nothing on disk, has no timer, and does not decide who is in recovery.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use smallvec::SmallVec;
 
@@ -162,7 +162,7 @@ impl ServerLock {
 struct Client {
     locks: HashSet<LockName, MixBuild>,
     /// Invalidations that were queued to it and not answered, by message id.
-    asked: HashMap<u64, LockName>,
+    asked: BTreeMap<u64, LockName>,
     /// During its recovery: the least key that the next report may start with.
     cursor: Option<Key>,
 }
@@ -175,6 +175,8 @@ pub(crate) struct LockServer {
     /// Locks that got requests while recovery was pending.
     deferred: BTreeSet<LockName>,
     read_batch: u32,
+    /// Invalidations that were queued and not answered.
+    unanswered: usize,
 }
 
 impl LockServer {
@@ -186,6 +188,7 @@ impl LockServer {
             recovery_pending,
             deferred: BTreeSet::new(),
             read_batch: READ_BATCH,
+            unanswered: 0,
         }
     }
 
@@ -227,8 +230,19 @@ impl LockServer {
         let Some(entry) = self.locks.get_mut(&name) else { return };
         if let Some(inv) = entry.invalidated.iter_mut().find(|i| i.rid == rid) {
             inv.id = Some(id);
+            self.unanswered += 1;
             self.clients.entry(rid).or_default().asked.insert(id, name);
         }
+    }
+
+    /// Invalidations that were queued and not answered.
+    pub(crate) fn unanswered(&self) -> usize {
+        self.unanswered
+    }
+
+    /// The clients that owe an answer, each with the number of the oldest invalidation.
+    pub(crate) fn owing(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.clients.iter().filter_map(|(rid, client)| Some((*rid, *client.asked.first_key_value()?.0)))
     }
 
     /// A LOCK response (M4). A response whose id is not outstanding, or is but names another lock or mode than was asked
@@ -256,6 +270,7 @@ impl LockServer {
             return fail(Errno::EINVAL);
         }
         client.asked.remove(&id);
+        self.unanswered -= 1;
         entry.invalidated.remove(at);
         if new != Mode::Null {
             entry.granted.push(Granted { rid, mode: new });
@@ -323,6 +338,7 @@ impl LockServer {
     /// Forgets everything of a client that is gone; safe to repeat.
     pub(crate) fn reclaim(&mut self, rid: u64, next_seq: &mut dyn FnMut() -> u64, out: &mut Vec<LockOut>) {
         let Some(client) = self.clients.remove(&rid) else { return };
+        self.unanswered -= client.asked.len();
         let mut names: Vec<LockName> = client.locks.into_iter().collect();
         names.sort_unstable();
         for name in names {

@@ -12,7 +12,7 @@ use super::codec::{Frame, FrameReader, Refusal};
 use super::command::{Command, WrongLength};
 use super::link::{Link, write_all};
 use super::receive::{read_frames, receive_all};
-use super::server::{Inner, ServerEvent};
+use super::server::{Inner, MAX_CLIENTS, ServerEvent};
 use super::session::{Session, Verdict};
 use super::transport::Stream;
 use crate::error::{Errno, Error, Result, fail};
@@ -22,7 +22,13 @@ use crate::sync::{Arc, Instant, thread};
 /// Events in the channel above which sockets are not read any further.
 const MAX_EVENTS: usize = 8192;
 
-/// How often a paused reader looks at the channel.
+/// Unanswered requests of one client above which its socket is not read any further: a flood waits in its own socket.
+const MAX_OPEN: usize = 1024;
+
+/// Bytes of answers that one client may leave unacknowledged.
+const MAX_KEPT: usize = 64 << 20;
+
+/// How often a paused reader looks whether it may go on.
 const EVENTS_PAUSE: Duration = Duration::from_millis(1);
 
 impl Inner {
@@ -48,7 +54,13 @@ impl Inner {
         let rid = greeting.rid.get();
         self.wait_turn(rid)?;
         let entered = self.enter(nr, stream, greeting_id, recv_seq, &greeting);
-        self.state.lock().greeting.remove(&rid);
+        {
+            let mut state = self.state.lock();
+            state.greeting.remove(&rid);
+            if let Some(socket) = state.sockets.get_mut(&nr) {
+                socket.greeted = true;
+            }
+        }
         self.greetings.notify_all();
         let (link, attached) = match entered {
             Ok(entered) => entered,
@@ -60,7 +72,7 @@ impl Inner {
                     let (inner, link) = (self.clone(), link.clone());
                     Arc::new(move |frame: &Frame<'_>| inner.receive(rid, &link, frame))
                 };
-                let result = receive_all(stream, reader, || self.wait_for_room(), each);
+                let result = receive_all(stream, reader, || self.wait_for_room(&link), each);
                 link.detach(attached);
                 result
             }
@@ -130,8 +142,11 @@ impl Inner {
             response.server_term.set(self.term);
             response.flags.set(0);
             let mut state = link.lock_detached();
-            if !first_contact && state.session.recv_seq() == 0 && greeting.server_term.get() == self.term {
-                state.session.continue_after(recv_seq);
+            let resumed = !first_contact && state.session.recv_seq() == 0 && greeting.server_term.get() == self.term;
+            if resumed && !state.session.continue_after(recv_seq) {
+                drop(state);
+                self.start_waiting(rid, nr);
+                return Err(Error::invalid("a greeting that has received more than was sent"));
             }
             state.session.greeting_response(&mut answer, greeting_id, Ok(response.as_bytes()));
         }
@@ -149,9 +164,13 @@ impl Inner {
         let term = greeting.server_term.get();
         let mut state = self.state.lock();
         state.verdicts.insert(nr, (greeting.rid.get(), None));
+        let others = state.clients.len();
         let Some(client) = state.clients.get_mut(&greeting.rid.get()) else {
             if term == self.term && greeting.flags.get() & GREETING_FAREWELL == 0 {
                 return Err(Error::invalid("this server has given the client up"));
+            }
+            if others >= MAX_CLIENTS {
+                return Err(Error::Busy(format!("{MAX_CLIENTS} clients are connected")));
             }
             return Ok(term != self.term);
         };
@@ -213,6 +232,9 @@ impl Inner {
         }
         let mut state = link.lock();
         let verdict = state.session.receive(head);
+        if state.session.kept() > MAX_KEPT {
+            return Err("too many answers are not acknowledged");
+        }
         if wrong_len && verdict == Verdict::Request {
             state.session.respond(head.cmd, head.id, Err(&Errno::EINVAL.into()));
             link.pump_elsewhere(state);
@@ -235,10 +257,10 @@ impl Inner {
         self.send(event).map_err(|_| "the server has stopped")
     }
 
-    /// Holds up a reading thread while too much waits for the server thread. Mounts of this process are bounded by what
-    /// they have at work.
-    fn wait_for_room(&self) {
-        while self.events.len() > MAX_EVENTS && !self.state.lock().stopping {
+    /// Holds up a reading thread while too much waits for the server thread, or too much of this client's does. Mounts of
+    /// this process are bounded by what they have at work.
+    fn wait_for_room(&self, link: &Link<(), ()>) {
+        while (self.events.len() > MAX_EVENTS || link.lock().session.open() > MAX_OPEN) && !self.state.lock().stopping {
             thread::sleep(EVENTS_PAUSE);
         }
     }

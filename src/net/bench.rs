@@ -70,8 +70,10 @@ fn carry(
 struct Deaf;
 
 impl ClientHandler for Deaf {
-    fn request(&self, _: Command, _: Vec<u8>, _: Reply) {}
-    fn lock_response(&self, _: Vec<u8>) -> crate::error::Result<()> {
+    fn request(&self, _: Command, _: Vec<u8>, _: Reply) -> Result<()> {
+        Ok(())
+    }
+    fn lock_response(&self, _: Vec<u8>) -> Result<()> {
         Ok(())
     }
     fn new_server(&self, _: u64) {}

@@ -43,11 +43,10 @@ pub(super) const GREETING_QUORUM: u64 = 2;
 /// work or answer at once.
 pub(crate) trait ClientHandler: Send + Sync {
     /// A request of the server: SYNC_LOG_TREES, LOCK (invalidate), LOCK_RECOVER or OPEN_INO_MAP, with the right payload
-    /// length.
-    fn request(&self, cmd: Command, payload: Vec<u8>, reply: Reply);
+    /// length. An error says that no server in its senses asks this: the socket is broken, and the mount greets again.
+    fn request(&self, cmd: Command, payload: Vec<u8>, reply: Reply) -> Result<()>;
 
-    /// The answer to a LOCK request, 48 bytes, in order with the LOCK requests of the server. An error says that no sane
-    /// server sends this; the socket is closed and the server greeted again (`spec/04 §15`).
+    /// The answer to a LOCK request, 48 bytes, in order with the LOCK requests of the server. An error as for requests.
     fn lock_response(&self, payload: Vec<u8>) -> Result<()>;
 
     /// Another server than before (or the first) has accepted the greeting. Called before any message of the new server
@@ -389,7 +388,7 @@ impl Inner {
             }
             Verdict::Request => {
                 let reply = Reply { inner: self.clone(), term, cmd: head.cmd, id: head.id };
-                self.handler.request(head.cmd, frame.payload.to_vec(), reply);
+                self.handler.request(head.cmd, frame.payload.to_vec(), reply).map_err(senseless)?;
             }
         }
         Ok(true)
@@ -403,14 +402,16 @@ impl Inner {
         match who {
             Completion::Waiter(waiter) => waiter.complete(result),
             Completion::Lock => {
-                if let Ok(payload) = result
-                    && let Err(e) = self.handler.lock_response(payload)
-                {
-                    tracing::error!("lock grant refused: {e}");
-                    return Err("a lock grant that breaks the protocol");
+                if let Ok(payload) = result {
+                    self.handler.lock_response(payload).map_err(senseless)?;
                 }
             }
         }
         Ok(())
     }
+}
+
+fn senseless(error: Error) -> Refusal {
+    tracing::error!(%error, "the server sent what makes no sense");
+    "a lock message that makes no sense"
 }

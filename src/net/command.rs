@@ -97,6 +97,21 @@ impl Command {
         matches!(self, Command::SyncLogTrees | Command::Lock | Command::LockRecover | Command::OpenInoMap)
     }
 
+    /// Is this request answered whatever else its sender says? Of these, a sender may be made to wait with its next message
+    /// until some are answered. The others wait for answers of clients, its own among them: holding it up would hold up what
+    /// they wait for.
+    pub(crate) fn is_answered_alone(self) -> bool {
+        !matches!(
+            self,
+            Command::Greeting
+                | Command::SyncLogTrees
+                | Command::Lock
+                | Command::LockRecover
+                | Command::OpenInoMap
+                | Command::Farewell
+        )
+    }
+
     /// Length of the request's payload.
     pub(crate) fn request_len(self) -> usize {
         match self {

@@ -35,8 +35,11 @@ use crate::sync::{Arc, Condvar, HashMap, HashSet, Instant, Mutex, thread};
 /// How long a socket may stay without greeting.
 const GREETING_WAIT: Duration = Duration::from_secs(10);
 
-/// Sockets that have not greeted yet; more are closed at once.
+/// Sockets that are not let in yet. For one more, the one that has been silent for longest is closed: clients greet at once.
 const MAX_UNGREETED: usize = 256;
+
+/// Clients of one server; further ones are refused. Each costs two threads and a record on the device.
+pub(super) const MAX_CLIENTS: usize = 4096;
 
 /// Pause after a failed accept (out of file descriptors, for example).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -128,6 +131,8 @@ pub(super) struct Socket {
     pub(super) stream: Arc<dyn Stream>,
     /// Until when it must have greeted.
     pub(super) greet_by: Option<Instant>,
+    /// Its greeting has been accepted.
+    pub(super) greeted: bool,
     pub(super) thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -252,6 +257,14 @@ impl ServerNet {
         self.inner.greetings.notify_all();
     }
 
+    /// Breaks the socket of a client that broke the protocol. It may come back and do better.
+    pub(crate) fn break_client(&self, rid: u64, why: &str) {
+        if let Some(link) = self.link(rid) {
+            tracing::warn!(rid, why, "the connection of a client is broken off");
+            link.lock().break_socket();
+        }
+    }
+
     /// Forgets a client (it has been reclaimed): its socket is closed, nothing is reported about it any more.
     ///
     /// Not needed after a farewell: a client whose farewell has been answered is forgotten when its socket closes.
@@ -323,9 +336,16 @@ impl Inner {
     }
 
     fn start_socket(self: &Arc<Self>, state: &mut State, stream: Arc<dyn Stream>) {
-        if state.sockets.values().filter(|s| s.greet_by.is_some()).count() >= MAX_UNGREETED {
-            stream.shutdown();
-            return;
+        if state.sockets.values().filter(|s| !s.greeted).count() >= MAX_UNGREETED {
+            let silent = state.sockets.iter_mut().filter_map(|(nr, s)| s.greet_by.map(|by| ((by, *nr), s)));
+            let Some((_, oldest)) = silent.min_by_key(|(age, _)| *age) else {
+                tracing::warn!(peer = %stream.peer_addr(), "too many connections are being greeted: one more is closed");
+                return stream.shutdown();
+            };
+            tracing::warn!(peer = %oldest.stream.peer_addr(), "too many connections: one that does not greet is closed");
+            oldest.greet_by = None;
+            oldest.greeted = true;
+            oldest.stream.shutdown();
         }
         let nr = state.next_socket;
         state.next_socket += 1;
@@ -345,7 +365,7 @@ impl Inner {
         match thread {
             Ok(thread) => {
                 let greet_by = Some(Instant::now() + GREETING_WAIT);
-                state.sockets.insert(nr, Socket { stream, greet_by, thread: Some(thread) });
+                state.sockets.insert(nr, Socket { stream, greet_by, greeted: false, thread: Some(thread) });
                 self.timer.notify_all();
             }
             Err(_) => stream.shutdown(),

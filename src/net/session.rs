@@ -75,6 +75,10 @@ pub(crate) struct Session<W> {
     farewell_queued: bool,
     /// A FAREWELL response has been transmitted.
     farewell_sent: bool,
+    /// Received requests without a response, of the kinds that are answered whatever else the peer says.
+    open: usize,
+    /// Bytes of the responses that are kept.
+    kept: usize,
 }
 
 impl<W> Session<W> {
@@ -90,13 +94,20 @@ impl<W> Session<W> {
             cursor: 0,
             farewell_queued: false,
             farewell_sent: false,
+            open: 0,
+            kept: 0,
         }
     }
 
     /// For a server that meets a client which already has counters of this server's term, but whose own it has dropped
-    /// (the client repeats its farewell): messages must be newer than any the client has seen.
-    pub(crate) fn continue_after(&mut self, peer_recv_seq: u64) {
-        self.next_seq = self.next_seq.max(peer_recv_seq.saturating_add(1));
+    /// (the client repeats its farewell): messages must be newer than any the client has seen. False if it claims to have
+    /// seen more than anybody can have sent.
+    pub(crate) fn continue_after(&mut self, peer_recv_seq: u64) -> bool {
+        let possible = peer_recv_seq < u64::MAX >> 1;
+        if possible {
+            self.next_seq = self.next_seq.max(peer_recv_seq + 1);
+        }
+        possible
     }
 
     fn take_seq(&mut self) -> u64 {
@@ -123,6 +134,10 @@ impl<W> Session<W> {
             Err(error) => (error_to_wire(error.errno()), SmallVec::new()),
         };
         self.farewell_queued |= cmd == Command::Farewell;
+        if cmd.is_answered_alone() {
+            self.open = self.open.saturating_sub(1);
+        }
+        self.kept += kept_bytes(&payload);
         self.responses.push_back(Response { seq, id, cmd, error, payload });
     }
 
@@ -157,6 +172,7 @@ impl<W> Session<W> {
     pub(crate) fn new_server(&mut self) {
         self.recv_seq = 0;
         self.responses.clear();
+        (self.open, self.kept) = (0, 0);
         self.farewell_queued = false;
         self.farewell_sent = false;
     }
@@ -207,13 +223,15 @@ impl<W> Session<W> {
     pub(crate) fn receive(&mut self, head: &Head) -> Verdict<W> {
         debug_assert!(head.cmd != Command::Greeting, "invariant 4");
         while self.responses.front().is_some_and(|r| r.seq <= head.recv_seq && r.seq <= self.cursor) {
-            self.responses.pop_front();
+            let acknowledged = self.responses.pop_front();
+            self.kept -= acknowledged.map_or(0, |r| kept_bytes(&r.payload));
         }
         if head.seq <= self.recv_seq {
             return Verdict::Ignore;
         }
         self.recv_seq = head.seq;
         if !head.response {
+            self.open += usize::from(head.cmd.is_answered_alone());
             return Verdict::Request;
         }
         let Some(seq) = self.pending.remove(&(head.cmd, head.id)) else { return Verdict::Ignore };
@@ -225,12 +243,23 @@ impl<W> Session<W> {
     pub(crate) fn give_up(&mut self) -> Vec<W> {
         self.pending.clear();
         self.responses.clear();
+        self.kept = 0;
         std::mem::take(&mut self.requests).into_values().map(|r| r.owner).collect()
     }
 
     /// Requests without response.
     pub(crate) fn pending(&self) -> usize {
         self.requests.len()
+    }
+
+    /// Received requests that are not answered yet, without those whose answer may need further messages of the peer.
+    pub(crate) fn open(&self) -> usize {
+        self.open
+    }
+
+    /// Memory of the responses that the peer has not acknowledged.
+    pub(crate) fn kept(&self) -> usize {
+        self.kept
     }
 
     /// Greatest seq received from the peer.
@@ -247,6 +276,10 @@ impl<W> Session<W> {
     pub(crate) fn farewell_sent(&self) -> bool {
         self.farewell_sent
     }
+}
+
+fn kept_bytes(payload: &Payload) -> usize {
+    size_of::<Response>() + if payload.spilled() { payload.len() } else { 0 }
 }
 
 /// Where a server starts the ids of its requests: answers meant for an earlier server then match nothing.

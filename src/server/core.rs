@@ -35,6 +35,7 @@ use super::log_trees::GetLogTrees;
 use super::omap::OpenMaps;
 use super::reclaim::Reclaim;
 use super::recovery::{Fences, Recovery};
+use super::silence::Silence;
 use super::trees::Trees;
 
 /// What the core does to the world. None of it may block.
@@ -45,6 +46,8 @@ pub(crate) trait Peers {
     fn request(&mut self, rid: u64, cmd: Command, payload: &[u8]) -> Result<u64>;
     /// Ends a greeting.
     fn greeting_done(&mut self, token: u64, result: Result<()>);
+    /// Breaks the connection of a client that broke the protocol; it may come back.
+    fn break_client(&mut self, rid: u64, why: &str);
     /// Forgets a client that was reclaimed after fencing.
     fn drop_client(&mut self, rid: u64);
     /// Has a mount fenced; the outcome comes back as [`Event::Fenced`].
@@ -193,6 +196,7 @@ pub(crate) struct ServerCore {
     pub(super) omap: OpenMaps,
     pub(super) recovery: Recovery,
     pub(super) fences: Fences,
+    pub(super) silence: Silence,
     /// Mounts that made first contact and were not reclaimed.
     pub(super) connected: BTreeSet<u64>,
     /// Farewells that are not answered, in order of arrival.
@@ -230,6 +234,7 @@ impl ServerCore {
             omap: OpenMaps::default(),
             recovery,
             fences: Fences::default(),
+            silence: Silence::default(),
             connected: BTreeSet::new(),
             farewells: Vec::new(),
             goodbyes: Vec::new(),
@@ -263,9 +268,15 @@ impl ServerCore {
                 self.greeting(token, rid, &greeting, peer, first_contact, peers);
             }
             Event::Net(ServerEvent::Request { rid, id, cmd, payload }) => {
+                self.silence.heard(rid, now);
                 self.request(Asker { rid, id, cmd }, &payload, peers);
             }
-            Event::Net(ServerEvent::Response { rid, id, cmd, result }) => self.response(rid, id, cmd, result, peers),
+            Event::Net(ServerEvent::Response { rid, id, cmd, result }) => {
+                self.silence.heard(rid, now);
+                if let Err(why) = self.response(rid, id, cmd, result, peers) {
+                    self.distrust(rid, &why, now, peers);
+                }
+            }
             Event::Net(ServerEvent::ClientLost { rid, peer }) => self.lost(rid, peer, now, peers),
             Event::Fenced { rid, result } => self.fenced(rid, result)?,
         }
@@ -283,9 +294,11 @@ impl ServerCore {
         match from.cmd {
             Command::Lock => self.lock_request(from, payload, peers),
             Command::OpenInoMap => {
-                if let Ok(args) = exact::<OpenInoMapArgs>("open inode map request", payload) {
-                    let out = self.omap.request(from.rid, from.id, args, self.recovery.greeting_pending());
-                    self.send_maps(out, peers);
+                let args = exact::<OpenInoMapArgs>("open inode map request", payload);
+                let recovering = self.recovery.greeting_pending();
+                match args.and_then(|args| self.omap.request(from.rid, from.id, args, recovering)) {
+                    Ok(out) => self.send_maps(out, peers),
+                    Err(why) => peers.break_client(from.rid, &why.to_string()),
                 }
             }
             Command::Farewell => self.farewell(from),
@@ -340,24 +353,31 @@ impl ServerCore {
         })
     }
 
-    fn response(&mut self, rid: u64, id: u64, cmd: Command, result: Result<Vec<u8>>, peers: &mut dyn Peers) {
-        // An error says that the client cannot do what it must be able to do. If that is a lock or its recovery, the
-        // client stays in the way until it is fenced; the others need no answer.
-        let Ok(payload) = result else {
-            tracing::warn!(rid, ?cmd, "a client answered a server request with an error");
-            return;
+    /// An error says that the client cannot or does not do what it must, so that others would wait for ever.
+    fn response(
+        &mut self,
+        rid: u64,
+        id: u64,
+        cmd: Command,
+        result: Result<Vec<u8>>,
+        peers: &mut dyn Peers,
+    ) -> Result<()> {
+        let payload = match result {
+            Ok(payload) => payload,
+            // A commit that was asked for and not made is no harm.
+            Err(_) if cmd == Command::SyncLogTrees => return Ok(()),
+            Err(error) => return Err(error),
         };
         match cmd {
-            Command::Lock => self.lock_response(rid, id, &payload, peers),
+            Command::Lock => self.lock_response(rid, id, &payload, peers)?,
             Command::LockRecover => self.lock_recover(rid, &payload, peers),
             Command::OpenInoMap => {
-                if let Ok(map) = exact("open inode map response", &payload) {
-                    let out = self.omap.response(rid, &map);
-                    self.send_maps(out, peers);
-                }
+                let out = self.omap.response(rid, &exact("open inode map response", &payload)?);
+                self.send_maps(out, peers);
             }
             _ => {}
         }
+        Ok(())
     }
 
     pub(super) fn add_job(&mut self, job: Job) {
@@ -439,7 +459,12 @@ impl ServerCore {
             return Some(None);
         }
         let parked = self.parked.iter().map(|(at, _)| *at);
-        parked.chain(self.recovery.deadline()).chain(self.fences.deadline()).min().map(Some)
+        parked
+            .chain(self.recovery.deadline())
+            .chain(self.fences.deadline())
+            .chain(self.silence.deadline())
+            .min()
+            .map(Some)
     }
 
     fn step(&mut self, job: &mut Job, now: Instant, peers: &mut dyn Peers) -> Outcome<Step> {

@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 use crate::error::{Errno, Error, Result};
 use crate::format::Key;
 use crate::format::consts::{AF_IPV4, GREETING_FAREWELL, GREETING_QUORUM, MOUNTED_CLIENT_QUORUM};
-use crate::format::layout::{MountedClient, NetGreeting};
+use crate::format::layout::{MountedClient, NetGreeting, OpenInoMapArgs};
 use crate::lock::{LockOut, wire};
 use crate::net::Command;
 use crate::quorum::{MountedState, farewells_to_answer};
@@ -16,6 +16,7 @@ use crate::sync::Instant;
 use super::core::{Answer, Asker, Job, Outcome, Peers, ServerCore, Step, stored_addr};
 use super::fence::FenceReason;
 use super::omap::OmapOut;
+use super::silence::Due;
 
 impl ServerCore {
     // Greetings.
@@ -79,21 +80,20 @@ impl ServerCore {
         let done = wire::parse_lock(payload)
             .and_then(|lock| self.locks.request(from.rid, from.id, &lock, &mut || trees.next_seq(), &mut out));
         if let Err(e) = done {
-            tracing::warn!(rid = from.rid, error = %e, "refused a lock request");
-            peers.respond(from.rid, from.id, Command::Lock, Err(Errno::EINVAL.into()));
+            // Lock messages never carry an error (`spec/04 §6.1`).
+            peers.break_client(from.rid, &format!("lock request refused: {e}"));
         }
         self.send_locks(out, peers);
     }
 
-    pub(super) fn lock_response(&mut self, rid: u64, id: u64, payload: &[u8], peers: &mut dyn Peers) {
+    /// An error says that the client has lied about a mode: it would keep what it was asked to give up.
+    pub(super) fn lock_response(&mut self, rid: u64, id: u64, payload: &[u8], peers: &mut dyn Peers) -> Result<()> {
         let mut out = Vec::new();
         let trees = &mut self.trees;
         let done = wire::parse_lock(payload)
             .and_then(|lock| self.locks.response(rid, id, &lock, &mut || trees.next_seq(), &mut out));
-        if let Err(e) = done {
-            tracing::warn!(rid, error = %e, "ignored the response to an invalidation");
-        }
         self.send_locks(out, peers);
+        done
     }
 
     pub(super) fn send_locks(&mut self, out: Vec<LockOut>, peers: &mut dyn Peers) {
@@ -120,7 +120,7 @@ impl ServerCore {
 
     pub(super) fn lock_recover(&mut self, rid: u64, payload: &[u8], peers: &mut dyn Peers) {
         if !self.recovery.owes_locks(rid) {
-            return;
+            return peers.break_client(rid, "a report of locks that nobody wants");
         }
         let seq = self.trees.seq();
         match wire::parse_recover(payload).and_then(|locks| self.locks.recovered(rid, &locks, seq)) {
@@ -135,7 +135,7 @@ impl ServerCore {
                 }
             }
             // It stays pending, and is fenced when the time is over.
-            Err(e) => tracing::warn!(rid, error = %e, "ignored a wrong report of locks"),
+            Err(e) => peers.break_client(rid, &format!("report of locks refused: {e}")),
         }
     }
 
@@ -185,6 +185,38 @@ impl ServerCore {
         }
     }
 
+    /// A client that does not do what it must is cut off and fenced: others wait for it, and what it writes cannot be
+    /// trusted any more.
+    pub(super) fn distrust(&mut self, rid: u64, why: &dyn std::fmt::Display, now: Instant, peers: &mut dyn Peers) {
+        tracing::error!(rid, %why, "a client is given up");
+        peers.break_client(rid, "it does not keep to the protocol");
+        if let Some(client) = self.trees.mounted.get(&rid) {
+            self.fence(rid, stored_ip(client), FenceReason::ClientReconnect, now, peers);
+        }
+    }
+
+    /// Invalidations that are not answered.
+    fn watch_silence(&mut self, now: Instant, peers: &mut dyn Peers) {
+        if self.locks.unanswered() > 0 {
+            self.silence.watch(now);
+        }
+        if !self.silence.is_due(now) {
+            return;
+        }
+        for due in self.silence.look(now, self.locks.owing()) {
+            match due {
+                Due::Probe(rid) => {
+                    // Number 0 is nobody's request: only that there is an answer counts.
+                    let args = OpenInoMapArgs { group_nr: 0.into(), req_id: 0.into() };
+                    if let Err(e) = peers.request(rid, Command::OpenInoMap, args.as_bytes()) {
+                        tracing::debug!(rid, error = %e, "a client that owes an answer is away");
+                    }
+                }
+                Due::Fence(rid, why) => self.distrust(rid, &why, now, peers),
+            }
+        }
+    }
+
     /// An unconfirmed fence ends the server: another member may have more luck.
     pub(super) fn fenced(&mut self, rid: u64, result: Result<()>) -> Result<()> {
         result?;
@@ -200,6 +232,7 @@ impl ServerCore {
             let addr = self.trees.mounted.get(&rid).and_then(stored_ip);
             self.fence(rid, addr, FenceReason::ClientRecovery, now, peers);
         }
+        self.watch_silence(now, peers);
         match self.fences.overdue(now) {
             Some(rid) => Err(Error::Busy(format!("mount {rid:016x} has not been fenced in time"))),
             None => Ok(()),

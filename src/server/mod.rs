@@ -24,6 +24,7 @@ mod recovery;
 mod report;
 mod shadow;
 mod shell;
+mod silence;
 mod splice;
 #[cfg(test)]
 mod tests;

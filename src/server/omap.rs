@@ -12,7 +12,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use zerocopy::little_endian::U64;
 
+use crate::error::{Errno, Result, fail};
 use crate::format::layout::{OpenInoMap, OpenInoMapArgs};
+
+/// Most requests of one mount that may wait for answers.
+const PENDING_MAX: usize = 4096;
 
 /// What to send.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,12 +52,25 @@ impl OpenMaps {
     }
 
     /// A mount asks for the bits of a group; `recovering` says that some mount has not greeted this server yet.
-    pub(crate) fn request(&mut self, rid: u64, id: u64, args: OpenInoMapArgs, recovering: bool) -> Vec<OmapOut> {
+    /// An error says that it asks for too many at once.
+    pub(crate) fn request(
+        &mut self,
+        rid: u64,
+        id: u64,
+        args: OpenInoMapArgs,
+        recovering: bool,
+    ) -> Result<Vec<OmapOut>> {
+        if self.parked.len() + self.requests.len() >= PENDING_MAX {
+            let parked = self.parked.iter().filter(|p| p.0 == rid).count();
+            if parked + self.requests.values().filter(|r| r.rid == rid).count() >= PENDING_MAX {
+                return fail(Errno::ENOBUFS);
+            }
+        }
         if recovering {
             self.parked.push((rid, id, args));
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        self.start(rid, id, args)
+        Ok(self.start(rid, id, args))
     }
 
     fn start(&mut self, rid: u64, id: u64, args: OpenInoMapArgs) -> Vec<OmapOut> {
@@ -128,11 +145,11 @@ mod tests {
     #[test]
     fn union_without_the_asker() {
         let mut o = OpenMaps::default();
-        assert_eq!(o.request(1, 9, args(5, 0), false), [OmapOut::Answer { rid: 1, id: 9, map: map(5, 0, 0) }]);
+        assert_eq!(o.request(1, 9, args(5, 0), false).unwrap(), [OmapOut::Answer { rid: 1, id: 9, map: map(5, 0, 0) }]);
         for rid in [1, 2, 3] {
             o.join(rid);
         }
-        let out = o.request(1, 10, args(5, 0), false);
+        let out = o.request(1, 10, args(5, 0), false).unwrap();
         assert_eq!(out, [OmapOut::Ask { rid: 2, args: args(5, 1) }, OmapOut::Ask { rid: 3, args: args(5, 1) }]);
         assert!(o.response(2, &map(5, 1, 4)).is_empty());
         assert!(o.response(2, &map(5, 1, 8)).is_empty(), "each rid counts once");
@@ -146,8 +163,8 @@ mod tests {
         for rid in [1, 2, 3] {
             o.join(rid);
         }
-        o.request(1, 10, args(5, 0), false);
-        o.request(3, 11, args(6, 0), false);
+        o.request(1, 10, args(5, 0), false).unwrap();
+        o.request(3, 11, args(6, 0), false).unwrap();
         o.response(2, &map(5, 1, 4));
         assert_eq!(o.reclaim(3), [OmapOut::Answer { rid: 1, id: 10, map: map(5, 1, 4) }]);
         assert!(o.requests.is_empty(), "the request of the mount that left is forgotten");
@@ -157,7 +174,7 @@ mod tests {
     fn nothing_starts_before_all_mounts_have_greeted() {
         let mut o = OpenMaps::default();
         o.join(1);
-        assert!(o.request(1, 10, args(5, 0), true).is_empty());
+        assert!(o.request(1, 10, args(5, 0), true).unwrap().is_empty());
         o.join(2);
         assert_eq!(o.recovered(), [OmapOut::Ask { rid: 2, args: args(5, 1) }]);
     }

@@ -343,6 +343,10 @@ impl Peers for NetPeers<'_> {
         self.net.greeting_done(token, result);
     }
 
+    fn break_client(&mut self, rid: u64, why: &str) {
+        self.net.break_client(rid, why);
+    }
+
     fn drop_client(&mut self, rid: u64) {
         self.net.drop_client(rid);
     }

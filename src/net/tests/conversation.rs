@@ -232,10 +232,10 @@ impl Background for Arc<ClientConn> {
 fn a_panic_in_a_handler_breaks_the_connection() {
     struct Panics;
     impl ClientHandler for Panics {
-        fn request(&self, _: Command, _: Vec<u8>, _: Reply) {
+        fn request(&self, _: Command, _: Vec<u8>, _: Reply) -> crate::Result<()> {
             panic!("a bug in a handler");
         }
-        fn lock_response(&self, _: Vec<u8>) -> crate::error::Result<()> {
+        fn lock_response(&self, _: Vec<u8>) -> crate::Result<()> {
             Ok(())
         }
         fn new_server(&self, _: u64) {}

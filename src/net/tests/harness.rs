@@ -49,13 +49,14 @@ impl Ear {
 }
 
 impl ClientHandler for Ear {
-    fn request(&self, cmd: Command, payload: Vec<u8>, reply: Reply) {
+    fn request(&self, cmd: Command, payload: Vec<u8>, reply: Reply) -> Result<()> {
         self.heard.lock().push(Heard::Request(cmd, payload));
         if self.keep {
             self.kept.lock().push(reply);
         } else {
             reply.send(Ok(zeros(cmd)));
         }
+        Ok(())
     }
 
     fn lock_response(&self, payload: Vec<u8>) -> Result<()> {

@@ -44,6 +44,7 @@ pub(super) struct Wire {
     pub(super) requests: Vec<(u64, u64, Command, Vec<u8>)>,
     pub(super) greeted: BTreeMap<u64, Result<()>>,
     pub(super) dropped: Vec<u64>,
+    pub(super) broken: Vec<u64>,
     pub(super) fences: Vec<(u64, FenceReason)>,
     pub(super) away: BTreeSet<u64>,
     last_id: u64,
@@ -65,6 +66,10 @@ impl Peers for Wire {
 
     fn greeting_done(&mut self, token: u64, result: Result<()>) {
         assert!(self.greeted.insert(token, result).is_none(), "greeting {token} answered twice");
+    }
+
+    fn break_client(&mut self, rid: u64, _why: &str) {
+        self.broken.push(rid);
     }
 
     fn drop_client(&mut self, rid: u64) {
