@@ -56,6 +56,7 @@
 //! | thread | of | may block on |
 //! |---|---|---|
 //! | `scoutfs-net` | mount | connecting, receiving from the server; never on locks or devices but to find the server |
+//! | `scoutfs-net-look` | mount on a shared network | the metadata device (quorum blocks) |
 //! | `scoutfs-net-tx`, one per socket | mount | sending |
 //! | `scoutfs-commit` | mount | operations that hold the transaction, both devices, answers of the server |
 //! | `lock-drop-0`.. | mount | writers of caches that are dropped, the [`FrontEnd`] |

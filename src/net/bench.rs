@@ -118,6 +118,7 @@ impl Echo {
             transport,
             find_server: Box::new(move || Ok((at, 1))),
             is_still_mounted: Box::new(|| Ok(true)),
+            watch_leader: false,
             handler: Arc::new(Deaf),
         })?;
         Ok(Echo { conn, net })

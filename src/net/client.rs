@@ -7,8 +7,8 @@
 //! again. Requests are queued in the [`Link`] by the threads that make them and written by these, so that a request over
 //! a healthy socket costs no hand-over between threads on the way out.
 //!
-//! Threads: `scoutfs-net` (connects and reads; blocks on the network and in the two device look-ups it is given) and, when
-//! the socket does not take everything at once, `scoutfs-net-tx`.
+//! Threads: `scoutfs-net` (connects and reads; blocks on the network and in the two device look-ups it is given), on a shared
+//! network `scoutfs-net-look` (see [`super::look`]) and, when the socket does not take everything at once, `scoutfs-net-tx`.
 //!
 //! Invariants:
 //!
@@ -26,6 +26,7 @@ use super::codec::{Frame, Refusal};
 use super::command::{Command, WrongLength};
 use super::dial::Dialer;
 use super::link::{Link, LinkState};
+use super::look::look_for_newer_leader;
 use super::session::{Session, Verdict};
 use super::transport::{Stream, Transport};
 use crate::error::{Errno, Error, Result, fail};
@@ -74,6 +75,8 @@ pub(crate) struct ClientConnConfig {
     pub(crate) find_server: Box<dyn FnMut() -> Result<(SocketAddr, u64)> + Send>,
     /// Does the mounted client item of this rid exist on the device? An error means "not known".
     pub(crate) is_still_mounted: Box<dyn FnMut() -> Result<bool> + Send>,
+    /// Look for a newer leader while connected: needed where the leader may be on another host.
+    pub(crate) watch_leader: bool,
     /// Who gets the server's messages.
     pub(crate) handler: Arc<dyn ClientHandler>,
 }
@@ -205,7 +208,7 @@ impl Reply {
 /// One mount's connection to whichever server leads.
 pub(crate) struct ClientConn {
     inner: Arc<Inner>,
-    thread: Mutex<Option<thread::JoinHandle<()>>>,
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
 impl ClientConn {
@@ -221,12 +224,23 @@ impl ClientConn {
             link: Link::new(Session::new(1), Own::default(), "scoutfs-net-tx"),
             changed: Condvar::new(),
         });
-        let dialer = Dialer::new(inner.clone(), config.find_server, config.is_still_mounted);
+        let find_server = Arc::new(Mutex::new(config.find_server));
+        let conn = Arc::new(ClientConn { inner: inner.clone(), threads: Mutex::new(Vec::new()) });
+        let dialer = Dialer::new(inner.clone(), find_server.clone(), config.is_still_mounted);
+        conn.spawn("scoutfs-net", move || dialer.run())?;
+        if config.watch_leader {
+            conn.spawn("scoutfs-net-look", move || look_for_newer_leader(&inner, &find_server))?;
+        }
+        Ok(conn)
+    }
+
+    fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
         let thread = thread::Builder::new()
-            .name("scoutfs-net".into())
-            .spawn(move || dialer.run())
-            .map_err(|e| Error::Unsupported(format!("no thread for the network: {e}")))?;
-        Ok(Arc::new(ClientConn { inner, thread: Mutex::new(Some(thread)) }))
+            .name(name.into())
+            .spawn(work)
+            .map_err(|e| Error::Unsupported(format!("no thread {name}: {e}")))?;
+        self.threads.lock().push(thread);
+        Ok(())
     }
 
     /// Sends a request and waits for its answer, as long as it takes. A successful answer has the right length
@@ -299,8 +313,8 @@ impl ClientConn {
     /// Like [`ClientConn::force_down`], then joins all threads. Called by drop too.
     pub(crate) fn close(&self) {
         self.inner.force_down();
-        let thread = self.thread.lock().take();
-        if let Some(thread) = thread.filter(|t| t.thread().id() != thread::current().id()) {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads.into_iter().filter(|t| t.thread().id() != thread::current().id()) {
             // A panic there has forced the connection down already.
             let _ = thread.join();
         }

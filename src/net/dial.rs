@@ -16,7 +16,7 @@ use super::transport::Stream;
 use crate::error::{Errno, Error, Result, fail};
 use crate::format::layout::NetGreeting;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Arc, Instant, random};
+use crate::sync::{Arc, Instant, Mutex, random};
 
 /// How long one connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -24,14 +24,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// First pause after an attempt that led to nothing.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// Longest pause between two attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause while there is no server: what a fail-over takes is felt by everybody.
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// Longest pause after greetings that led to nothing (`spec/05` S5).
+const LONGEST_REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Answered greetings in a row that led to nothing after which the mounted client item is looked up.
 const REFUSALS_BEFORE_LOOKUP: u32 = 3;
 
 /// Looks for the leader: its address and term.
-type FindServer = Box<dyn FnMut() -> Result<(SocketAddr, u64)> + Send>;
+pub(super) type FindServer = Box<dyn FnMut() -> Result<(SocketAddr, u64)> + Send>;
 
 /// Looks for the own mounted client item.
 type IsStillMounted = Box<dyn FnMut() -> Result<bool> + Send>;
@@ -48,14 +51,18 @@ impl Drop for DownOnExit {
 /// The connecting and reading thread.
 pub(super) struct Dialer {
     inner: Arc<Inner>,
-    find_server: FindServer,
+    find_server: Arc<Mutex<FindServer>>,
     is_still_mounted: IsStillMounted,
     /// Answered greetings in a row that led to nothing.
     refusals: u32,
 }
 
 impl Dialer {
-    pub(super) fn new(inner: Arc<Inner>, find_server: FindServer, is_still_mounted: IsStillMounted) -> Dialer {
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        find_server: Arc<Mutex<FindServer>>,
+        is_still_mounted: IsStillMounted,
+    ) -> Dialer {
         Dialer { inner, find_server, is_still_mounted, refusals: 0 }
     }
 
@@ -78,7 +85,8 @@ impl Dialer {
             }
             self.inner.changed.notify_all();
             drop(state);
-            pause = if progress { Duration::ZERO } else { longer(pause) };
+            let longest = if self.refusals == 0 { LONGEST_PAUSE } else { LONGEST_REFUSED_PAUSE };
+            pause = if progress { Duration::ZERO } else { longer(pause, longest) };
         }
     }
 
@@ -123,7 +131,7 @@ impl Dialer {
 
     /// Finds the server, connects and talks until the socket ends.
     fn attempt(&mut self, progress: &mut bool) -> Result<()> {
-        let (addr, _) = (self.find_server)()?;
+        let (addr, _) = (self.find_server.lock())()?;
         let stream = self.inner.transport.connect(addr, CONNECT_TIMEOUT)?;
         {
             let mut state = self.inner.link.lock();
@@ -250,7 +258,7 @@ impl Dialer {
 }
 
 /// The next pause, with jitter so that the clients of a lost server do not come in step.
-fn longer(pause: Duration) -> Duration {
-    let next = (pause * 3 / 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+fn longer(pause: Duration, longest: Duration) -> Duration {
+    let next = (pause * 3 / 2).clamp(FIRST_PAUSE, longest);
     next.mul_f64(0.8 + 0.4 * random::<f64>())
 }

@@ -17,6 +17,7 @@
 //! | `link` | a session with the socket that is attached to it: sending |
 //! | `receive` | frames from a stream, by a reading thread or by the sender's |
 //! | `client`, `dial` | requests and answers; finding the server, greeting, reconnecting |
+//! | `look` | noticing that another server leads |
 //! | `server`, `accepted` | listening, waiting for lost clients; greetings and messages of one socket |
 //!
 //! The room does not know what requests mean; it only checks the lengths of their payloads.
@@ -29,6 +30,7 @@ mod codec;
 mod command;
 mod dial;
 mod link;
+mod look;
 mod mem;
 mod receive;
 mod server;

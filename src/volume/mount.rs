@@ -107,7 +107,9 @@ impl Mounted {
             let conn = Arc::clone(&conn);
             // A server that others reach flushes what they wrote, of which this side knows nothing.
             let server_data: Arc<dyn BlockDevice> = if private { data_dev } else { raw_data };
-            let network = Network { store: &store, meta: &meta, data_dev: &server_data, sb: &sb, rid, options, conn };
+            let shared = !private;
+            let network =
+                Network { store: &store, meta: &meta, data_dev: &server_data, sb: &sb, rid, options, shared, conn };
             network.check()?;
             let fencer: Arc<dyn Fencer> = match environment.fencer {
                 Some(fencer) => fencer,
@@ -118,7 +120,7 @@ impl Mounted {
             let transport = environment.transport.unwrap_or_else(|| MemTransport::new());
             fencer.mounted(Rid(rid))?;
             mark = Some(Mark { fencer: fencer.clone(), rid: Rid(rid), clean: false });
-            if let Some((started, its_server)) = network.join_quorum(&transport, fencer, private)? {
+            if let Some((started, its_server)) = network.join_quorum(&transport, fencer)? {
                 (member, server) = (Some(started), its_server);
             }
             Node::new(config, |inbox| network.connect(transport, inbox))?
@@ -219,6 +221,8 @@ struct Network<'a> {
     sb: &'a SuperBlock,
     rid: u64,
     options: &'a VolumeOptions,
+    /// Other mounts may be on the network.
+    shared: bool,
     /// The connection, once there is one, so that a server of our own can tell it that it is up.
     conn: Arc<OnceLock<Weak<ClientConn>>>,
 }
@@ -236,7 +240,6 @@ impl Network<'_> {
         &self,
         transport: &Arc<dyn Transport>,
         fencer: Arc<dyn Fencer>,
-        private: bool,
     ) -> Result<Option<(Arc<QuorumMember>, Weak<LocalServer>)>> {
         let Some(slot) = self.options.quorum_slot.map(usize::from) else { return Ok(None) };
         let addr = quorum::slot_addr(&self.sb.qconf, slot).ok_or_else(|| Error::invalid("the slot is not present"))?;
@@ -246,7 +249,7 @@ impl Network<'_> {
             store: self.store.clone(),
             data_dev: Some(self.data_dev.clone()),
             flush_data: true,
-            private,
+            private: !self.shared,
             transport: transport.clone(),
             addr,
             fencer,
@@ -295,6 +298,7 @@ impl Network<'_> {
             transport,
             find_server: Box::new(find_server),
             is_still_mounted: Box::new(is_still_mounted),
+            watch_leader: self.shared,
             handler: inbox.clone(),
         })?;
         let _ = self.conn.set(Arc::downgrade(&conn));

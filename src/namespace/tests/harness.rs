@@ -151,6 +151,7 @@ impl Cluster {
                 transport: cluster.transport.clone(),
                 find_server: Box::new(move || Ok((term_of.addr, term_of.term.load(Ordering::Relaxed)))),
                 is_still_mounted: Box::new(|| Ok(true)),
+                watch_leader: false,
                 handler: inbox.clone(),
             })?)
         })

@@ -104,6 +104,21 @@ pub(super) fn client_with(
     place: &Place,
     handler: Arc<dyn ClientHandler>,
 ) -> Arc<ClientConn> {
+    start_client(transport, rid, place, handler, false)
+}
+
+/// A client that looks for a newer leader while it is connected.
+pub(super) fn client_that_looks(transport: &Arc<dyn Transport>, rid: u64, place: &Place) -> Arc<ClientConn> {
+    start_client(transport, rid, place, Arc::new(Ear::default()), true)
+}
+
+fn start_client(
+    transport: &Arc<dyn Transport>,
+    rid: u64,
+    place: &Place,
+    handler: Arc<dyn ClientHandler>,
+    watch_leader: bool,
+) -> Arc<ClientConn> {
     let (server, mounted) = (place.server.clone(), place.mounted.clone());
     ClientConn::start(ClientConnConfig {
         rid,
@@ -113,6 +128,7 @@ pub(super) fn client_with(
         transport: transport.clone(),
         find_server: Box::new(move || server.lock().ok_or(crate::error::Errno::ENOENT.into())),
         is_still_mounted: Box::new(move || Ok(*mounted.lock())),
+        watch_leader,
         handler,
     })
     .expect("a client starts")

@@ -4,6 +4,7 @@ mod codec;
 mod conversation;
 mod defects;
 mod harness;
+mod hostile;
 mod property;
 mod sequences;
 mod vectors;
