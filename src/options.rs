@@ -30,7 +30,8 @@ pub struct VolumeOptions {
     pub acl: bool,
     /// Silence of the leader after which members elect another, 2..=60 s (default 10). Option `quorum_heartbeat_timeout_ms`.
     pub heartbeat_timeout: Duration,
-    /// Silence that breaks a connection, at least 4 s (default 24). Option `tcp_keepalive_timeout_ms`.
+    /// Silence that breaks a connection, at least 4 s (default 24). Option `tcp_keepalive_timeout_ms`. The transport is made by
+    /// the caller: `TcpTransport::new((&options).into())` takes it from here.
     pub keepalive_timeout: Duration,
     /// How long the leader gathers mounts for a log merge, 0.1..=60 s (default 0.5). Option `log_merge_wait_timeout_ms`.
     pub log_merge_wait: Duration,

@@ -104,7 +104,7 @@ impl<P: Protected> LockClient<P> {
     }
 
     /// As [`LockClient::acquire`], but never waits and never sends: EAGAIN.
-    #[cfg(test)]
+    #[allow(dead_code, reason = "for front ends and embedders of the lock room")]
     pub(crate) fn try_acquire(&self, name: LockName, mode: Mode) -> Result<LockGuard<P>> {
         self.shell.try_acquire(name, mode)
     }
@@ -117,7 +117,7 @@ impl<P: Protected> LockClient<P> {
     }
 
     /// The lock object, if this node has one; for hints such as comparing generations.
-    #[cfg(test)]
+    #[allow(dead_code, reason = "for front ends and embedders of the lock room")]
     pub(crate) fn peek(&self, name: LockName) -> Option<Arc<Lock<P>>> {
         self.shell.table.get(name)
     }
@@ -164,6 +164,17 @@ impl<P: Protected> LockClient<P> {
                 let _ = t.join();
             }
         }
+    }
+
+    /// Lock objects of any state.
+    #[allow(dead_code, reason = "for benchmarks, and for people who look at a mount")]
+    pub(crate) fn len(&self) -> usize {
+        self.shell.table.len()
+    }
+
+    /// Changes how many lock objects are kept, from now on.
+    pub(crate) fn set_idle_count(&self, count: usize) {
+        self.shell.set_idle_count(count);
     }
 
     /// Gives up all idle locks (testing, low memory); returns how many were asked for.

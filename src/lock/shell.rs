@@ -157,7 +157,7 @@ impl<P: Protected> Shell<P> {
         }
     }
 
-    #[cfg(test)]
+    #[allow(dead_code, reason = "for front ends and embedders of the lock room")]
     pub(super) fn try_acquire(&self, name: LockName, mode: Mode) -> Result<LockGuard<P>> {
         if mode == Mode::Null {
             return fail(Errno::EINVAL);

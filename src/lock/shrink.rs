@@ -25,6 +25,11 @@ impl<P: Protected> Shell<P> {
         }
     }
 
+    pub(super) fn set_idle_count(&self, count: usize) {
+        self.idle_count.store(count, Ordering::Relaxed);
+        self.table_grew();
+    }
+
     /// A null request is over.
     pub(super) fn shrink_done(&self) {
         self.shrinking.fetch_sub(1, Ordering::Relaxed);
@@ -41,7 +46,7 @@ impl<P: Protected> Shell<P> {
 
     /// How many locks are too many now, once shrinking has begun.
     fn excess(&self) -> usize {
-        let low = self.idle_count.load(Ordering::Relaxed) / 20 * 19;
+        let low = self.idle_count.load(Ordering::Relaxed) * 19 / 20;
         self.table.len().saturating_sub(self.shrinking.load(Ordering::Relaxed)).saturating_sub(low)
     }
 

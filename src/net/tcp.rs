@@ -8,14 +8,16 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::transport::{Datagrams, Listener, Stream, Transport};
 use crate::error::{Errno, Error, Result};
+use crate::options::VolumeOptions;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Instant};
 
 /// Unanswered keepalive probes that break a connection.
 const PROBES: u32 = 3;
 
-/// Streams that wait to be accepted.
-const BACKLOG: i32 = 128;
+/// Streams that wait to be accepted: a whole cluster may come at once after a fail-over, and one that does not fit is delayed by a
+/// second.
+const BACKLOG: i32 = 1024;
 
 /// Longest uninterrupted wait for a datagram, should the datagram that wakes us get lost.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
@@ -33,6 +35,13 @@ pub struct TcpOptions {
 impl Default for TcpOptions {
     fn default() -> TcpOptions {
         TcpOptions { keepalive_timeout: Duration::from_secs(24), source: None }
+    }
+}
+
+impl From<&VolumeOptions> for TcpOptions {
+    /// What a mount with these options sets on its sockets.
+    fn from(options: &VolumeOptions) -> TcpOptions {
+        TcpOptions { keepalive_timeout: options.keepalive_timeout }
     }
 }
 

@@ -184,4 +184,16 @@ impl Volume {
             None => Err(Error::invalid("this mount is no quorum member")),
         }
     }
+
+    /// Changes how many idle cluster locks are kept, from now on: 32 to 100,000 (option `lock_idle_count`).
+    ///
+    /// # Errors
+    /// `EINVAL` outside of that range.
+    pub fn set_lock_idle_count(&self, count: u32) -> Result<()> {
+        if !(32..=100_000).contains(&count) {
+            return Err(Error::invalid(format!("{count} idle locks are not 32 to 100,000")));
+        }
+        self.mounted.node.locks.set_idle_count(count as usize);
+        Ok(())
+    }
 }

@@ -143,7 +143,7 @@ fn a_granted_lock_is_used_again_without_a_message() {
 
 /// Scenario 32: many invalidations at once, each of which needs a commit.
 #[test]
-fn one_commit_serves_all_invalidations_that_wait() {
+fn scenario_32_one_commit_serves_all_invalidations_that_wait() {
     let (client, world) = start();
     let held = world.commit_gate.lock().unwrap();
     for n in 0..50 {
@@ -167,7 +167,7 @@ fn one_commit_serves_all_invalidations_that_wait() {
 
 /// Scenario 33: an invalidation of a lock whose changes were committed long ago.
 #[test]
-fn a_clean_write_lock_needs_no_commit() {
+fn scenario_33_a_clean_write_lock_needs_no_commit() {
     let (client, world) = start();
     client.acquire(group(1), Mode::Write).unwrap().mark_dirty(9);
     invalidate(&client, 1, 1, Mode::Write, Mode::Read);
@@ -228,7 +228,7 @@ fn defect_37_heavy_local_use_does_not_starve_an_invalidation() {
 
 /// Rule 4.3.7 and scenario 6: who uses a lock must not wait for a stronger mode of it.
 #[test]
-fn upgrade_while_holding_is_refused() {
+fn scenario_06_upgrade_while_holding_is_refused() {
     let (client, _) = start();
     let guard = client.acquire(group(1), Mode::Read).unwrap();
     assert!(client.acquire(group(1), Mode::Write).unwrap_err().is(Errno::EDEADLK));
@@ -314,7 +314,7 @@ fn defect_40_generation_zero_is_never_valid() {
 
 /// Scenario 36: after the orderly shutdown new users fail but invalidations are still answered.
 #[test]
-fn shutdown_still_answers_invalidations() {
+fn scenario_36_shutdown_still_answers_invalidations() {
     let (client, world) = start();
     drop(client.acquire(group(1), Mode::Read).unwrap());
     world.silent.store(true, SeqCst);
@@ -335,7 +335,7 @@ fn shutdown_still_answers_invalidations() {
 
 /// Scenario 37: the service goes while an invalidation waits for a user.
 #[test]
-fn close_with_a_queued_invalidation_and_a_user() {
+fn scenario_37_close_with_a_queued_invalidation_and_a_user() {
     let (client, _world) = start();
     let guard = client.acquire(group(1), Mode::Read).unwrap();
     let kept = guard.handle();

@@ -167,3 +167,31 @@ fn constants_are_those_of_the_vectors() {
     let full = vec![net_lock(LockName::quota(), Mode::Read, Mode::Read, 0); crate::lock::wire::RECOVER_MAX];
     assert_eq!(encode_recover(&full).len() as u64, c("max_recover_payload_bytes"));
 }
+
+/// Every test that the tables of [`super`] name is there, and every scenario has a test or a reason.
+#[test]
+fn every_name_in_the_tables_exists() {
+    fn sources(dir: &std::path::Path, out: &mut String) {
+        for entry in std::fs::read_dir(dir).expect("the source tree") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                sources(&path, out);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                out.push_str(&std::fs::read_to_string(&path).expect("a source file"));
+            }
+        }
+    }
+    let mut all = String::new();
+    sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut all);
+    let rows: Vec<&str> = include_str!("mod.rs").lines().filter(|l| l.starts_with("//! | ")).collect();
+    for name in rows.iter().flat_map(|row| row.split('`').skip(1).step_by(2)).filter(|n| n.len() > 12) {
+        assert!(all.contains(&format!("fn {name}(")), "no test is called {name}");
+    }
+    for nr in 1..=48 {
+        let excused = rows.iter().filter_map(|row| row.strip_prefix("//! | ")).any(|row| {
+            let numbers = row.split(|c: char| !c.is_ascii_digit() && c != ',' && c != ' ').next().unwrap_or_default();
+            numbers.split([',', ' ']).any(|n| n.parse() == Ok(nr))
+        });
+        assert!(excused || all.contains(&format!("fn scenario_{nr:02}_")), "scenario {nr} has neither test nor reason");
+    }
+}

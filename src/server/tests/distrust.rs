@@ -86,6 +86,7 @@ fn a_client_that_never_answers_is_probed_and_fenced() {
     assert_eq!(server.wire.fences, [(1, FenceReason::ClientReconnect)]);
     confirm_fence(&mut server, 1);
     assert!(server.taken(2, wanted).unwrap().is_ok());
+    server.advance(LOOK_EVERY).unwrap();
     assert_eq!(server.core.next_round(), None, "nothing is watched any more");
 }
 
