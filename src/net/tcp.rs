@@ -41,7 +41,7 @@ impl Default for TcpOptions {
 impl From<&VolumeOptions> for TcpOptions {
     /// What a mount with these options sets on its sockets.
     fn from(options: &VolumeOptions) -> TcpOptions {
-        TcpOptions { keepalive_timeout: options.keepalive_timeout }
+        TcpOptions { keepalive_timeout: options.keepalive_timeout, ..TcpOptions::default() }
     }
 }
 
