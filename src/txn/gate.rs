@@ -10,6 +10,8 @@
 //! 1. Between the return of [`Gate::close`] and [`Gate::open`] nobody is inside.
 //! 2. What holders wrote is visible after `close`; what was written before `open` is visible inside.
 //! 3. Nobody sleeps through an opening, the last leave or [`Gate::down`].
+//! 4. Whoever waits when the gate opens is inside from then on: a gate that is closed again at once, faster than a thread wakes up,
+//!    shuts nobody out for ever.
 
 use crate::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire};
 use crate::sync::{Condvar, Mutex};
@@ -23,6 +25,9 @@ struct Slot(AtomicU64);
 struct State {
     closed: bool,
     down: bool,
+    /// Who waits, by slot, and how often the gate has been opened.
+    waiting: Box<[u64]>,
+    openings: u64,
 }
 
 /// See the module.
@@ -38,7 +43,7 @@ impl Gate {
     pub(super) fn new(slots: usize) -> Gate {
         Gate {
             slots: (0..slots).map(|_| Slot(AtomicU64::new(CLOSED))).collect(),
-            state: Mutex::new(State { closed: true, down: false }),
+            state: Mutex::new(State { closed: true, down: false, waiting: vec![0; slots].into(), openings: 0 }),
             opened: Condvar::new(),
             left: Condvar::new(),
         }
@@ -60,8 +65,16 @@ impl Gate {
         loop {
             self.leave(slot);
             let mut state = self.state.lock();
-            while state.closed && !state.down {
-                self.opened.wait(&mut state);
+            if state.closed && !state.down {
+                let before = state.openings;
+                state.waiting[slot] += 1;
+                while state.openings == before && !state.down {
+                    self.opened.wait(&mut state);
+                }
+                if state.openings != before {
+                    // Counted by the opening.
+                    return Some(slot);
+                }
             }
             if state.down {
                 return None;
@@ -101,7 +114,9 @@ impl Gate {
     pub(super) fn open(&self) {
         let mut state = self.state.lock();
         state.closed = false;
-        for slot in &self.slots {
+        state.openings += 1;
+        for (slot, waiting) in self.slots.iter().zip(state.waiting.iter_mut()) {
+            slot.0.fetch_add(std::mem::take(waiting), AcqRel);
             slot.0.fetch_and(!CLOSED, AcqRel);
         }
         self.opened.notify_all();
