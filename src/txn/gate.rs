@@ -188,6 +188,26 @@ mod model {
         commit_against(2, Some(2));
     }
 
+    /// The next commit began before those who had waited for the end of the last one were awake, each time: they never got in.
+    #[test]
+    fn who_waits_at_an_opening_is_inside_before_the_next_commit() {
+        loom::model(|| {
+            let s = Arc::new(Shared { gate: Gate::new(1), cells: Default::default() });
+            let t = {
+                let s = s.clone();
+                thread::spawn(move || assert!(holder(&s, 0)))
+            };
+            while s.gate.state.lock().waiting[0] == 0 {
+                thread::yield_now();
+            }
+            s.gate.open();
+            s.gate.close();
+            s.cells[0].with(|c| assert_eq!(unsafe { *c }, 1));
+            s.gate.open();
+            t.join().unwrap();
+        });
+    }
+
     #[test]
     fn waiters_are_turned_away_when_the_gate_goes_down() {
         loom::model(|| {
