@@ -1,20 +1,4 @@
-//! Front ends that cache what they were told, and how they hear that they must forget it.
-//!
-//! **Problem.** A front end (a kernel behind FUSE, the clients of an NFS server) remembers attributes, names and contents, so
-//! that it need not ask again. On a volume that other nodes change too, that is right only as long as this mount holds
-//! the cluster lock under which the answer was given.
-//!
-//! **Idea.** Cluster locks cover groups of 1024 inodes, with all that hangs on them: their attributes, ACLs and extended
-//! attributes, the entries of directories, the contents of files. Before this mount gives up the lock of a group it calls
-//! [`FrontEnd::invalidate`] for it. What a front end has from that group, and only that, it drops; then other nodes may change it.
-//!
-//! Invariants:
-//!  1. Nobody on this mount uses the group while `invalidate` runs, and nothing in it changes. Calls of [`Volume`] that need it
-//!     wait until it has returned and the lock has been granted again.
-//!  2. The answer of a call that was on its way to the front end when `invalidate` ran may be out of date when it is put into
-//!     the cache. The front end must notice that: by a counter that `invalidate` raises and that is compared before and after.
-//!  3. A lock that goes from write to read calls nobody: all that was cached stays right. So a front end keeps nothing that it
-//!     has not given to [`Volume::write`] yet.
+//! Front ends that cache what they were told, and how they hear that they must forget it: [`FrontEnd`].
 
 use super::Volume;
 use crate::client::CacheListener;
@@ -51,7 +35,23 @@ impl InodeGroup {
     }
 }
 
-/// Somebody who caches what a [`Volume`] answered. See the [module](self) for what must hold.
+/// Somebody who caches what a [`Volume`] answered.
+///
+/// **Problem.** A front end (a kernel behind FUSE, the clients of an NFS server) remembers attributes, names and contents, so
+/// that it need not ask again. On a volume that other nodes change too, that is right only as long as this mount holds
+/// the cluster lock under which the answer was given.
+///
+/// **Idea.** Cluster locks cover groups of 1024 inodes, with all that hangs on them: their attributes, ACLs and extended
+/// attributes, the entries of directories, the contents of files. Before this mount gives up the lock of a group it calls
+/// [`FrontEnd::invalidate`] for it. What a front end has from that group, and only that, it drops; then other nodes may change it.
+///
+/// Invariants:
+///  1. Nobody on this mount uses the group while `invalidate` runs, and nothing in it changes. Calls of [`Volume`] that need it
+///     wait until it has returned and the lock has been granted again.
+///  2. The answer of a call that was on its way to the front end when `invalidate` ran may be out of date when it is put into
+///     the cache. The front end must notice that: by a counter that `invalidate` raises and that is compared before and after.
+///  3. A lock that goes from write to read calls nobody: all that was cached stays right. So a front end keeps nothing that it
+///     has not given to [`Volume::write`] yet.
 pub trait FrontEnd: Send + Sync {
     /// The mount is about to lose the lock of `group`: drop all that is cached of its inodes, of the entries of its
     /// directories and of the contents of its files, before returning.
