@@ -191,7 +191,7 @@ fn defect_62_an_interrupted_truncation_is_finished_in_the_background() {
                 (world.mount_on(faulty.clone(), Some(0)), other.join().unwrap())
             });
             let file = volume.create(&root(), Ino::ROOT, name.as_bytes(), 0o644).unwrap().ino;
-            for i in 0..3000 {
+            for i in 0..20_000 {
                 volume.write(&root(), file, i * 8192, b"x").unwrap();
             }
             volume.sync().unwrap();
