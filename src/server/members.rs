@@ -256,10 +256,11 @@ impl ServerCore {
         let mounted: Vec<MountedState> = self.trees.mounted.iter().map(state).collect();
         let asking: Vec<u64> = self.farewells.iter().map(|f| f.rid).collect();
         let mut leave = farewells_to_answer(&mounted, &asking, self.config.votes_needed);
-        // The last majority leaves together. Whoever left before the others have recovered would take the server along, and
-        // they could never elect another one.
-        let staying = mounted.iter().filter(|m| m.quorum && !leave.contains(&m.rid)).count();
-        if (1..self.config.votes_needed).contains(&staying) {
+        // The last majority leaves together, and after all others. Whoever of it left before somebody has recovered would take the
+        // server along, and the one that stays could never have another one.
+        let staying = |m: &&MountedState| !leave.contains(&m.rid);
+        let members = mounted.iter().filter(staying).filter(|m| m.quorum).count();
+        if members < self.config.votes_needed && mounted.iter().any(|m| staying(&m)) {
             leave.retain(|rid| !mounted.iter().any(|m| m.quorum && m.rid == *rid));
         }
         leave.retain(|rid| !self.reclaiming.contains(rid));

@@ -102,14 +102,19 @@ impl State {
 pub struct SimDisk {
     name: String,
     size: u64,
-    profile: DiskProfile,
+    profile: RealMutex<DiskProfile>,
     state: RealMutex<State>,
 }
 
 impl SimDisk {
     /// An empty disk.
     pub fn new(name: &str, size: u64, profile: DiskProfile) -> Arc<SimDisk> {
-        Arc::new(SimDisk { name: name.into(), size, profile, state: RealMutex::new(State::default()) })
+        Arc::new(SimDisk {
+            name: name.into(),
+            size,
+            profile: RealMutex::new(profile),
+            state: RealMutex::new(State::default()),
+        })
     }
 
     /// Access for `node`, until it is cut off.
@@ -124,13 +129,22 @@ impl SimDisk {
 
     /// Cuts off all handles of `node`: nothing of it reaches the disk any more.
     pub fn cut_node(&self, node: u32) {
-        let lost = self.profile.lost;
+        let lost = self.profile().lost;
         self.with(|s| {
             let of_node: Vec<u64> = s.handles.iter().filter(|(_, c)| c.node == node).map(|(id, _)| *id).collect();
             for id in of_node {
                 s.cut(id, lost);
             }
         });
+    }
+
+    /// Changes how fast and how forgetful it is.
+    pub fn set_profile(&self, profile: DiskProfile) {
+        *self.profile.lock().expect("nothing panics here") = profile;
+    }
+
+    fn profile(&self) -> DiskProfile {
+        *self.profile.lock().expect("nothing panics here")
     }
 
     fn with<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
@@ -166,7 +180,7 @@ impl SimHandle {
 
     /// Handles of the driver take no time.
     fn take_time(&self) {
-        let p = &self.disk.profile;
+        let p = self.disk.profile();
         if self.node == super::DRIVER {
             return;
         }

@@ -24,6 +24,18 @@ const MAX_OPERATIONS: usize = 15_000;
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
 
+/// While the objects are made nothing goes wrong: no leader is slow enough to be fenced.
+const CALM_DISK: DiskProfile = DiskProfile {
+    fast: Duration::from_micros(20),
+    slow: Duration::from_micros(200),
+    stall_one_in: 0,
+    stall: Duration::ZERO,
+    lost: 0,
+};
+/// The same.
+const CALM_NET: NetProfile =
+    NetProfile { fast: Duration::from_micros(20), slow: Duration::from_micros(200), loss: 0, repeat: 0, silent: 0 };
+
 /// Where a node is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Life {
@@ -54,6 +66,8 @@ pub(crate) struct Cluster {
     meta: Arc<SimDisk>,
     data: Arc<SimDisk>,
     members: usize,
+    /// From when the objects are made.
+    profiles: (DiskProfile, NetProfile),
     machines: Mutex<Vec<Machine>>,
     objects: OnceLock<Objects>,
     next_node: Mutex<u32>,
@@ -89,14 +103,15 @@ impl Cluster {
             silent: pick(&[0, 50, 100]),
         };
         let fence = FenceProfile { slow: pick(&[1, 100, 1000, 8000]) * MS, fails: pick(&[0, 0, 0, 20]) };
-        let (meta, data) = (SimDisk::new("meta", DISK_BYTES, disk), SimDisk::new("data", DISK_BYTES, disk));
+        let (meta, data) = (SimDisk::new("meta", DISK_BYTES, CALM_DISK), SimDisk::new("data", DISK_BYTES, CALM_DISK));
         let slots = (0..members).map(|nr| format!("{nr},{},{}", ip(nr), 17000).parse().expect("a slot")).collect();
         let options = MkfsOptions { allow_small: true, quorum_slots: slots, ..MkfsOptions::default() };
         mkfs(&*meta.open(DRIVER), &*data.open(DRIVER), &options).expect("a fresh disk takes a volume");
         let fresh = || Machine { node: 0, life: Life::Left, done: 0 };
         let cluster = Arc::new(Cluster {
             history: History::default(),
-            net: SimNet::new(net),
+            net: SimNet::new(CALM_NET),
+            profiles: (disk, net),
             fencing: SimFencing::new(vec![meta.clone(), data.clone()], fence),
             meta,
             data,
@@ -234,6 +249,10 @@ impl Cluster {
             .collect();
         closing.into_iter().for_each(|c| drop(c.join()));
         let _ = self.objects.set(objects);
+        let (disk, net) = self.profiles;
+        self.meta.set_profile(disk);
+        self.data.set_profile(disk);
+        self.net.set_profile(net);
         self.note("the objects are made".into());
     }
 

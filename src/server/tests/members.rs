@@ -197,6 +197,28 @@ fn the_last_majority_leaves_together_after_a_fail_over_too() {
     account(meta);
 }
 
+/// The same with a mount that is no member: it had asked to leave, so the members did not wait for it, but it had still to report
+/// its locks, so it was not let go; then all members were gone.
+#[test]
+fn the_last_majority_waits_for_clients_that_still_recover() {
+    let (meta, data, mut server) = small(1);
+    server.greet(1, 0, GREETING_QUORUM).unwrap();
+    server.mount(2);
+    drop(server);
+    let mut server = TestServer::open(meta.clone(), data);
+    server.greet(1, 1, GREETING_FAREWELL | GREETING_QUORUM).unwrap();
+    server.recover_empty(1);
+    let member = server.send(1, Command::Farewell, &[]);
+    server.greet(2, 1, GREETING_FAREWELL).unwrap();
+    let client = server.send(2, Command::Farewell, &[]);
+    server.run().unwrap();
+    assert!(server.taken(1, member).is_none(), "mount 2 has still to report its locks");
+    server.recover_empty(2);
+    server.run().unwrap();
+    assert!(server.taken(1, member).unwrap().is_ok() && server.taken(2, client).unwrap().is_ok());
+    account(meta);
+}
+
 /// Two farewells were reclaimed in different commits, and the first was answered in between: if that is the leader's own mount,
 /// the server ends before the second one is reclaimed.
 #[test]
