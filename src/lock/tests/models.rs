@@ -18,13 +18,16 @@ use crate::sync::{Arc, Weak};
 #[derive(Default)]
 struct State;
 
-static STATES_DROPPED: AtomicUsize = AtomicUsize::new(0);
+std::thread_local! {
+    /// All threads of a model run on the thread of its test; a counter for all would count what other tests drop, too.
+    static STATES_DROPPED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
 
 impl Protected for State {}
 
 impl Drop for State {
     fn drop(&mut self) {
-        STATES_DROPPED.fetch_add(1, SeqCst);
+        STATES_DROPPED.set(STATES_DROPPED.get() + 1);
     }
 }
 
@@ -252,13 +255,13 @@ fn two_waiters_with_different_modes() {
 #[test]
 fn last_release_against_drop_of_the_table() {
     model(|| {
-        STATES_DROPPED.store(0, SeqCst);
+        STATES_DROPPED.set(0);
         let (shell, _) = start();
         let guard = shell.acquire(name(), Mode::Read).unwrap();
         let other = thread::spawn(move || drop(shell));
         drop(guard);
         other.join().unwrap();
-        assert_eq!(STATES_DROPPED.load(SeqCst), 1);
+        assert_eq!(STATES_DROPPED.get(), 1);
     });
 }
 
