@@ -195,7 +195,7 @@ impl BlockStore {
 
     /// Writes a 4 KiB block as it is (the caller has set its crc). Not durable before a flush. The first 32 KiB of a device
     /// belong to boot loaders and partition tables and are refused.
-    #[cfg(any(test, feature = "internals"))]
+    #[cfg(test)]
     pub(crate) fn write_small(&self, blkno: u64, block: &[u8; 4096]) -> Result<()> {
         if blkno < 8 {
             return Err(Error::invalid(format!("small block {blkno} is not ours to write")));

@@ -317,7 +317,7 @@ fn close_commits_what_is_left() {
     put(&a, 1, 1, "last words");
     a.txn.close().unwrap();
     assert!(a.txn.hold(HoldKind::Freeing).is_err());
-    a.leave();
+    drop(a);
     assert_eq!(get(&b, 1, 1).as_deref(), Some("last words"));
 }
 

@@ -221,7 +221,7 @@ proptest! {
                     mounts[*who].txn.close().unwrap();
                     rid += 1;
                     let old = std::mem::replace(&mut mounts[*who], Mount::with(&server, rid, 20_000, |_| {}));
-                    old.leave();
+                    drop(old);
                 }
             }
         }
