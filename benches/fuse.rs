@@ -31,6 +31,9 @@ use scoutfs::device::FileDevice;
 use scoutfs::offline::{MkfsOptions, mkfs};
 use scoutfs::{Volume, VolumeOptions};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const TTL: Duration = Duration::from_secs(3600);
 
 /// Names in a hash map, nothing else.

@@ -16,6 +16,9 @@ use scoutfs::namespace::Caller;
 use scoutfs::offline::{MkfsOptions, mkfs};
 use scoutfs::{Ino, Volume, VolumeOptions};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const DIR_FILES: usize = 10_000;
 
 /// A field of `/proc/self/status`, in MiB.

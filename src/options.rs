@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// Options of one mount. Every limit that bounds memory or work is here; the default caches add up to 224 MiB, and unused
-/// inodes and names to 64 MiB more.
+/// Options of one mount. Every limit that bounds memory or work is here; the default caches add up to 184 MiB, and unused
+/// inodes and names to 72 MiB more.
 ///
 /// ```
 /// use scoutfs::VolumeOptions;
@@ -50,15 +50,15 @@ pub struct VolumeOptions {
     pub data_prealloc_contig_only: bool,
     /// Time between background commits (default 10 s). Option `commit_interval_ms`, 100 ms..=60 s.
     pub commit_interval: Duration,
-    /// Bytes of clean metadata blocks kept in memory (default 48 MiB). Option `block_cache_mb`.
+    /// Bytes of clean metadata blocks kept in memory (default 40 MiB). Option `block_cache_mb`.
     pub block_cache_bytes: usize,
-    /// Bytes of clean items kept in memory (default 48 MiB). Option `item_cache_mb`.
+    /// Bytes of clean items kept in memory (default 40 MiB). Option `item_cache_mb`.
     pub item_cache_bytes: usize,
     /// Unused inodes kept in memory, 1,024..=16,777,216 (default 131,072), each with about 400 bytes. Option `inode_cache_count`.
     pub cached_inodes: usize,
-    /// Bytes of changed items that may wait for a commit (default 48 MiB). Option `item_dirty_mb`.
+    /// Bytes of changed items that may wait for a commit (default 40 MiB). Option `item_dirty_mb`.
     pub item_dirty_bytes: usize,
-    /// Bytes of clean file data kept in memory (default 48 MiB). Option `data_cache_mb`.
+    /// Bytes of clean file data kept in memory (default 32 MiB). Option `data_cache_mb`.
     pub data_cache_bytes: usize,
     /// Bytes of written file data that may wait for a commit (default 32 MiB). Option `data_dirty_mb`.
     pub data_dirty_bytes: usize,
@@ -80,11 +80,11 @@ impl Default for VolumeOptions {
             data_prealloc_blocks: 2048,
             data_prealloc_contig_only: true,
             commit_interval: Duration::from_secs(10),
-            block_cache_bytes: 48 << 20,
-            item_cache_bytes: 48 << 20,
+            block_cache_bytes: 40 << 20,
+            item_cache_bytes: 40 << 20,
             cached_inodes: 128 << 10,
-            item_dirty_bytes: 48 << 20,
-            data_cache_bytes: 48 << 20,
+            item_dirty_bytes: 40 << 20,
+            data_cache_bytes: 32 << 20,
             data_dirty_bytes: 32 << 20,
         }
     }

@@ -34,6 +34,10 @@ use std::sync::Arc;
 use clap::Parser;
 use scoutfs::Volume;
 
+// A third less processor time and memory than with the system's allocator (`cargo bench --bench volume`).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 #[derive(Parser)]

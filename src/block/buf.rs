@@ -13,8 +13,8 @@ use crate::sync::{Arc, Mutex};
 /// Size of a metadata block.
 pub(crate) const BLOCK_BYTES: usize = 65536;
 
-/// Free buffers kept for reuse (4 MiB).
-const POOL_BUFFERS: usize = 64;
+/// Free buffers kept for reuse (16 MiB): a commit needs some hundred at once, and fresh ones cost page faults.
+const POOL_BUFFERS: usize = 256;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C, align(4096))]
