@@ -390,6 +390,20 @@ fn wrong_inodes_are_found() {
         let f = report.findings.iter().find(|f| f.class == class).unwrap();
         assert!(f.ino.is_some(), "{f}");
     }
+    // Without links it is being deleted: extents go before the inode item, so that they may be fewer, and never more.
+    let of_extents = |report: &CheckReport, severity: Severity| {
+        report.findings.iter().any(|f| f.class == FindingClass::Extent && f.severity == severity)
+    };
+    for (more, severity) in [(1, Severity::Note), (-1, Severity::Error)] {
+        let report = expect(TREE, FindingClass::Orphan, |p| {
+            p.edit_inode(regular_file(p), |i| {
+                i.nlink.set(0);
+                i.online_blocks.set(i.online_blocks.get().wrapping_add_signed(more));
+            });
+        });
+        assert!(of_extents(&report, severity), "{}", show(&report));
+        assert_eq!(of_extents(&report, Severity::Error), severity == Severity::Error, "{}", show(&report));
+    }
     expect(TREE, FindingClass::Item, |p| {
         let key = keys::inode(Ino(regular_file(p)));
         p.edit(&key, |items, i| items[i].value.truncate(100));
