@@ -1,11 +1,14 @@
 //! What a mount can be told (`spec/05 §8.1`), with ranges checked where the value is set.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::format::consts::QUORUM_SLOTS;
 
 /// Options of one mount. Every limit that bounds memory or work is here; the default caches add up to 184 MiB, and unused
-/// inodes and names to 72 MiB more.
+/// inodes and names to 72 MiB more. Caches and limits in bytes are 64 KiB to 1 TiB. What is out of its range is refused when
+/// the volume is opened.
 ///
 /// ```
 /// use scoutfs::VolumeOptions;
@@ -35,20 +38,21 @@ pub struct VolumeOptions {
     pub keepalive_timeout: Duration,
     /// How long the leader gathers mounts for a log merge, 0.1..=60 s (default 0.5). Option `log_merge_wait_timeout_ms`.
     pub log_merge_wait: Duration,
-    /// Idle cluster locks kept, 32..=100,000 (default 10,000). Option `lock_idle_count`.
+    /// Idle cluster locks kept, 1..=100,000 (default 10,000). Option `lock_idle_count`, which takes 32 and more, like the
+    /// original's.
     pub lock_idle_count: u32,
     /// Inode numbers used of each lock group, 1..=1024 (default 1024). Option `ino_alloc_per_lock`.
     pub ino_alloc_per_lock: u32,
     /// Pause between scans for orphans, 0.1..=60 s (default 10), varied by a fifth. Option `orphan_scan_delay_ms`.
     pub orphan_scan_delay: Duration,
-    /// Pause between requests for search file compaction when there is none, 1..=60 s (default 10). Option
-    /// `srch_compact_delay_ms`.
+    /// Pause between requests for search file compaction when there is none, 0.1..=60 s (default 10). Option
+    /// `srch_compact_delay_ms`, which takes 1 s and more.
     pub search_compact_delay: Duration,
     /// Greatest preallocation in 4 KiB blocks, 1..2^52 (default 2048). Option `data_prealloc_blocks`.
     pub data_prealloc_blocks: u64,
     /// Preallocate only for files written in order (default true). Option `data_prealloc_contig_only`.
     pub data_prealloc_contig_only: bool,
-    /// Time between background commits (default 10 s). Option `commit_interval_ms`, 100 ms..=60 s.
+    /// Time between background commits, 0.1..=60 s (default 10). Option `commit_interval_ms`.
     pub commit_interval: Duration,
     /// Bytes of clean metadata blocks kept in memory (default 40 MiB). Option `block_cache_mb`.
     pub block_cache_bytes: usize,
@@ -99,6 +103,38 @@ impl VolumeOptions {
     /// Options for a look at the volume without writing to it.
     pub fn read_only() -> VolumeOptions {
         VolumeOptions { read_only: true, ..VolumeOptions::default() }
+    }
+
+    /// Refuses values that were set directly and are out of their range.
+    pub(crate) fn check(&self) -> Result<()> {
+        fn within<T: PartialOrd + Debug>(name: &str, value: T, least: T, most: T) -> Result<()> {
+            if least <= value && value <= most {
+                return Ok(());
+            }
+            Err(Error::invalid(format!("option {name}: {value:?} is not in {least:?}..={most:?}")))
+        }
+        let ms = Duration::from_millis;
+        within("quorum_slot", self.quorum_slot.unwrap_or(0), 0, QUORUM_SLOTS as u8 - 1)?;
+        within("heartbeat_timeout", self.heartbeat_timeout, ms(2_000), ms(60_000))?;
+        within("keepalive_timeout", self.keepalive_timeout, ms(4_000), ms(3_600_000))?;
+        within("log_merge_wait", self.log_merge_wait, ms(100), ms(60_000))?;
+        within("lock_idle_count", self.lock_idle_count, 1, 100_000)?;
+        within("ino_alloc_per_lock", self.ino_alloc_per_lock, 1, 1024)?;
+        within("orphan_scan_delay", self.orphan_scan_delay, ms(100), ms(60_000))?;
+        within("search_compact_delay", self.search_compact_delay, ms(100), ms(60_000))?;
+        within("data_prealloc_blocks", self.data_prealloc_blocks, 1, (1 << 52) - 1)?;
+        within("commit_interval", self.commit_interval, ms(100), ms(60_000))?;
+        within("cached_inodes", self.cached_inodes, 1 << 10, 1 << 24)?;
+        for (name, bytes) in [
+            ("block_cache_bytes", self.block_cache_bytes),
+            ("item_cache_bytes", self.item_cache_bytes),
+            ("item_dirty_bytes", self.item_dirty_bytes),
+            ("data_cache_bytes", self.data_cache_bytes),
+            ("data_dirty_bytes", self.data_dirty_bytes),
+        ] {
+            within(name, bytes, 64 << 10, 1 << 40)?;
+        }
+        Ok(())
     }
 
     /// Sets options from a comma separated list of `name` and `name=value`, the form of mount options.

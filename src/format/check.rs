@@ -106,8 +106,12 @@ fn validate_super_roots(sb: &SuperBlock, device_blocks: u64) -> Result<()> {
 
 /// Checks that the super blocks of the two devices belong together.
 pub fn validate_super_pair(meta: &SuperBlock, data: &SuperBlock) -> Result<()> {
-    if meta.uuid != data.uuid {
-        return Err(Error::invalid("the metadata device and the data device belong to different volumes"));
+    // The original looks only at the uuid; the volume id is the same on both devices as well (`spec/01 §6`).
+    if meta.uuid != data.uuid || meta.hdr.fsid != data.hdr.fsid {
+        return Err(Error::invalid(format!(
+            "the metadata device belongs to volume {:016x}, the data device to another one, {:016x}",
+            meta.hdr.fsid, data.hdr.fsid
+        )));
     }
     if meta.fmt_vers != data.fmt_vers {
         return Err(Error::invalid(format!(

@@ -206,6 +206,9 @@ impl Plan {
             return Err(Error::invalid(format!("format version {vers} is not one of 1 and 2")));
         }
         let qconf = quorum_config(1, &options.quorum_slots)?;
+        if std::ptr::addr_eq(meta, data) {
+            return Err(Error::invalid(format!("{} cannot be both metadata and data device", meta.name())));
+        }
         for dev in [meta, data] {
             if dev.read_only() {
                 return Err(Errno::EROFS.into());

@@ -80,6 +80,7 @@ impl Volume {
         options: VolumeOptions,
         environment: Environment,
     ) -> Result<Volume> {
+        options.check()?;
         Ok(Volume { mounted: Mounted::open(meta, data, &options, environment)? })
     }
 
