@@ -40,25 +40,35 @@ pub const fn fnv1a_64(bytes: &[u8]) -> u64 {
 /// Evenly sampled bits of a name, first bit most significant, so that hash order roughly follows name order.
 pub fn fingerprint(name: &[u8]) -> u32 {
     let bits = name.len() * 8;
-    if bits >= 32 {
-        // 31 steps stay within the name, so nothing has to be looked out for.
-        let step = bits / 32;
-        return (0..32).fold(0, |out, i| {
-            let at = i * step;
-            out << 1 | u32::from(name[at / 8] >> (7 - at % 8) & 1)
-        });
+    if bits < 32 {
+        // All there are.
+        return name.iter().zip([24, 16, 8]).fold(0, |out, (byte, shift)| out | u32::from(*byte) << shift);
     }
-    let step = (bits / 32).max(1);
-    let mut out = 0;
-    for i in 0..32 {
-        let at = i * step;
-        if at >= bits {
-            break;
-        }
-        let bit = (name[at / 8] >> (7 - at % 8)) & 1;
-        out |= u32::from(bit) << (31 - i);
+    let step = bits / 32;
+    // Eight bits of the result come from `step` bytes of the name: from one word, mostly.
+    (0..4).fold(0, |out, i| {
+        let from = &name[i * step..];
+        out << 8
+            | match step {
+                ..=8 => sample(first_word(from), step),
+                _ => (0..8).fold(0, |out, i| out << 1 | u32::from(from[i * step / 8] >> (7 - i * step % 8) & 1)),
+            }
+    })
+}
+
+/// Every `step`-th bit of a word from its first on, eight of them.
+#[inline]
+fn sample(word: u64, step: usize) -> u32 {
+    (0..8).fold(0, |out, i| out << 1 | (word << (i * step) >> 63) as u32)
+}
+
+/// The first eight bytes, the first one most significant; what is missing counts as 0.
+#[inline]
+fn first_word(bytes: &[u8]) -> u64 {
+    match bytes.first_chunk() {
+        Some(word) => u64::from_be_bytes(*word),
+        None => bytes.iter().zip((0..8).rev()).fold(0, |out, (byte, at)| out | u64::from(*byte) << (8 * at)),
     }
-    out
 }
 
 /// Hash of the name of a directory entry: fingerprint above, FNV-1a 32 below.

@@ -106,7 +106,7 @@ impl Namespace {
         let name = Name::new(name, Errno::EEXIST)?;
         let kind = new.kind();
         let dir = self.inode(parent)?;
-        let guess = self.names.guess(parent, name.hash, name.bytes).flatten();
+        let guess = self.names.guess(parent, name.bytes).flatten();
         if guess.is_some() && self.search(caller, parent, &name).is_ok() {
             // Spares the number.
             return fail(Errno::EEXIST);
@@ -147,7 +147,7 @@ impl Namespace {
         self.remember_new(&inode, lock.refresh_gen(), fields, acls, new.open);
         tx.hold().inode_count(1);
         dir.store(dir_lock.refresh_gen(), df);
-        self.names.put(parent, name.hash, name.bytes, dir_lock.refresh_gen(), Some(target));
+        self.names.put(parent, name.bytes, dir_lock.refresh_gen(), Some(target));
         drop(tx);
         let attr = fields.attr(ino);
         drop(locks);

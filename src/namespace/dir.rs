@@ -119,7 +119,7 @@ impl Namespace {
     /// directory is fresh.
     pub(crate) fn find(&self, dir: Ino, lock: &ItemLock, name: &Name<'_>) -> Result<Option<Target>> {
         let generation = lock.refresh_gen();
-        if let Some(known) = self.names.get(dir, name.hash, name.bytes, generation) {
+        if let Some(known) = self.names.get(dir, name.bytes, generation) {
             return Ok(known);
         }
         let range = KeyRange::new(keys::dirent(dir, name.hash, 0), keys::dirent(dir, name.hash, u64::MAX));
@@ -136,7 +136,7 @@ impl Namespace {
             }
         })?;
         let found = found?;
-        self.names.put(dir, name.hash, name.bytes, generation, found);
+        self.names.put(dir, name.bytes, generation, found);
         Ok(found)
     }
 
@@ -187,7 +187,7 @@ impl Namespace {
     fn search_cached(&self, caller: &Caller, dir: &Inode, name: &Name<'_>) -> Result<Option<Option<Target>>> {
         let lock = self.lock_group(dir, Mode::Read)?;
         let generation = lock.refresh_gen();
-        let Some(known) = self.names.get(dir.ino(), name.hash, name.bytes, generation) else { return Ok(None) };
+        let Some(known) = self.names.get(dir.ino(), name.bytes, generation) else { return Ok(None) };
         let Some(df) = dir.fields_at(generation) else { return Ok(None) };
         if permission::needs_acl(&df, caller, Access::EXECUTE) {
             return Ok(None);
@@ -198,7 +198,7 @@ impl Namespace {
 
     /// A guess at what `name` leads to: the last known answer, else a search.
     pub(crate) fn guess(&self, caller: &Caller, parent: Ino, name: &Name<'_>) -> Result<Ino> {
-        match self.names.guess(parent, name.hash, name.bytes).flatten() {
+        match self.names.guess(parent, name.bytes).flatten() {
             Some(t) => Ok(t.ino),
             None => Ok(self.search(caller, parent, name)?.ino),
         }
@@ -210,14 +210,14 @@ impl Namespace {
     /// generation of their lock, which lies between call and return. Directory and inode are looked at one after the other,
     /// as everywhere.
     #[inline]
-    fn lookup_cached(&self, caller: &Caller, parent: Ino, name: &Name<'_>) -> Option<Result<Attr>> {
+    fn lookup_cached(&self, caller: &Caller, parent: Ino, name: &[u8]) -> Option<Result<Attr>> {
         let generation = self.inodes.peek(parent, |dir| {
             dir.peek_fields(|generation, f| {
                 let plain = f.is_dir() && !permission::needs_acl(f, caller, Access::EXECUTE);
                 (plain && permission::check(f, None, caller, Access::EXECUTE).is_ok()).then_some(generation)
             })
         })?;
-        let Some(target) = self.names.get(parent, name.hash, name.bytes, generation)? else {
+        let Some(target) = self.names.get(parent, name, generation)? else {
             return Some(fail(Errno::ENOENT));
         };
         let look = |_, f: &Fields| (f.nlink > 0).then(|| f.attr(target.ino));
@@ -235,10 +235,11 @@ impl Namespace {
             })?;
             return if name == b"." { Ok(f.attr(parent)) } else { self.getattr(self.dir_parent(parent)?) };
         }
-        let name = Name::new(name, Errno::EINVAL)?;
-        if let Some(known) = self.lookup_cached(caller, parent, &name) {
+        // Only names that were checked are in the cache.
+        if let Some(known) = self.lookup_cached(caller, parent, name) {
             return known;
         }
+        let name = Name::new(name, Errno::EINVAL)?;
         for _ in 0..RETRIES {
             let target = self.search(caller, parent, &name)?;
             // Numbers are never reused, so between both locks the inode can only have vanished or lost its links. Then the
@@ -257,7 +258,7 @@ impl Namespace {
     }
 
     fn search_uncached(&self, caller: &Caller, parent: Ino, name: &Name<'_>) -> Result<Target> {
-        self.names.forget(parent, name.hash, name.bytes);
+        self.names.forget(parent, name.bytes);
         self.search(caller, parent, name)
     }
 

@@ -197,7 +197,7 @@ impl Namespace {
         self.put_inode(&mut cs, &tx, dir_lock, &dir, &mut df, Touch::Meta);
         cs.apply(tx.hold())?;
         dir.store(dir_lock.refresh_gen(), df);
-        self.names.put(parent, name.hash, name.bytes, dir_lock.refresh_gen(), None);
+        self.names.put(parent, name.bytes, dir_lock.refresh_gen(), None);
         self.finish_unlink(&tx, lock, &inode, &plan, done)?;
         Ok(Removed::Done)
     }
@@ -254,7 +254,7 @@ impl Namespace {
         inode.store(lock.refresh_gen(), f);
         dir.store(dir_lock.refresh_gen(), df);
         inode.opens.lock().linkable = false;
-        self.names.put(parent, name.hash, name.bytes, dir_lock.refresh_gen(), Some(target));
+        self.names.put(parent, name.bytes, dir_lock.refresh_gen(), Some(target));
         Ok(f.attr(ino))
     }
 }

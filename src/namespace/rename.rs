@@ -107,7 +107,7 @@ impl Namespace {
     /// been verified.
     fn see(&self, caller: &Caller, from: Side<'_>, to: Side<'_>) -> Result<Seen> {
         let known = |side: &Side<'_>| match from.dir == to.dir {
-            true => self.names.guess(side.dir, side.name.hash, side.name.bytes),
+            true => self.names.guess(side.dir, side.name.bytes),
             false => None,
         };
         let moved = match known(&from) {
@@ -305,8 +305,8 @@ impl Namespace {
 
         cast.moved.store(lock.refresh_gen(), moved_fields);
         store_dirs(cast, locks, &dirs);
-        self.names.put(from.dir, from.name.hash, from.name.bytes, from_lock.refresh_gen(), None);
-        self.names.put(to.dir, to.name.hash, to.name.bytes, to_lock.refresh_gen(), Some(moved));
+        self.names.put(from.dir, from.name.bytes, from_lock.refresh_gen(), None);
+        self.names.put(to.dir, to.name.bytes, to_lock.refresh_gen(), Some(moved));
         if let (Some((inode, _, victim_lock, plan)), Some(done)) = (&victim, done) {
             self.finish_unlink(&tx, victim_lock, inode, plan, done)?;
         }
@@ -349,8 +349,8 @@ impl Namespace {
         store_dirs(cast, locks, &dirs);
         let at_from = Target { pos: seen.moved.pos, ..other };
         let at_to = Target { pos: other.pos, ..seen.moved };
-        self.names.put(from.dir, from.name.hash, from.name.bytes, from_lock.refresh_gen(), Some(at_from));
-        self.names.put(to.dir, to.name.hash, to.name.bytes, to_lock.refresh_gen(), Some(at_to));
+        self.names.put(from.dir, from.name.bytes, from_lock.refresh_gen(), Some(at_from));
+        self.names.put(to.dir, to.name.bytes, to_lock.refresh_gen(), Some(at_to));
         Ok(Outcome::Done)
     }
 

@@ -60,3 +60,15 @@ fn a_short_block_has_no_valid_checksum() {
         assert!(!block_crc_matches(&vec![0xff; len]));
     }
 }
+
+#[test]
+fn fingerprints_of_all_lengths_sample_every_nth_bit() {
+    let name: Vec<u8> = (0..255u32).map(|i| (i.wrapping_mul(0x9e37_79b1) >> 13) as u8).collect();
+    for len in 0..=name.len() {
+        let bits = len * 8;
+        let step = (bits / 32).max(1);
+        let bit = |at: usize| at < bits && name[at / 8] >> (7 - at % 8) & 1 == 1;
+        let expected = (0..32).filter(|i| bit(i * step)).fold(0u32, |out, i| out | 1 << (31 - i));
+        assert_eq!(fingerprint(&name[..len]), expected, "{len} bytes");
+    }
+}
