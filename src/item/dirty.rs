@@ -102,12 +102,11 @@ impl DirtyBatch {
         &self.bloom
     }
 
-    /// Calls `store` with all dirty items in key order, in chunks.
+    /// Calls `store` with all dirty items in key order, in chunks, until it fails. It must not use items itself.
     pub(crate) fn for_each_chunk<E>(&self, mut store: impl FnMut(&[DirtyItem]) -> Result<(), E>) -> Result<(), E> {
-        let mut chunk = Vec::new();
+        let mut chunk = Vec::with_capacity(CHUNK);
         for (_, core) in &self.shards {
-            let inner = core.inner.read();
-            inner.for_each_dirty(|key, entry| {
+            core.inner.read().for_each_dirty(|key, entry| {
                 debug_assert!(!entry.is(TOMBSTONE) || !entry.is(DELTA));
                 chunk.push(DirtyItem {
                     key: key.key(),
@@ -115,12 +114,13 @@ impl DirtyBatch {
                     flags: if entry.is(TOMBSTONE) { ITEM_FLAG_DELETION } else { 0 },
                     value: entry.value.clone(),
                 });
-            });
-            drop(inner);
-            if chunk.len() >= CHUNK {
-                store(&chunk)?;
+                if chunk.len() < CHUNK {
+                    return Ok(());
+                }
+                let stored = store(&chunk);
                 chunk.clear();
-            }
+                stored
+            })?;
         }
         if chunk.is_empty() { Ok(()) } else { store(&chunk) }
     }

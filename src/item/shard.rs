@@ -303,20 +303,20 @@ impl Inner {
         before - self.bytes
     }
 
-    /// Calls `visit` with the dirty entries in order, each once.
-    pub(super) fn for_each_dirty(&self, mut visit: impl FnMut(&Packed, &Entry)) {
+    /// Calls `visit` with the dirty entries in order, each once, until it fails.
+    pub(super) fn for_each_dirty<E>(&self, mut visit: impl FnMut(&Packed, &Entry) -> Result<(), E>) -> Result<(), E> {
         if self.dirty.len() > self.items.len() / 4 {
-            self.items.iter().filter(|(_, e)| e.is(DIRTY)).for_each(|(k, e)| visit(k, e));
-            return;
+            return self.items.iter().filter(|(_, e)| e.is(DIRTY)).try_for_each(|(k, e)| visit(k, e));
         }
         let mut keys = self.dirty.clone();
         keys.sort_unstable();
         keys.dedup();
         for k in &keys {
             if let Some(e) = self.items.get(k).filter(|e| e.is(DIRTY)) {
-                visit(k, e);
+                visit(k, e)?;
             }
         }
+        Ok(())
     }
 }
 
