@@ -314,3 +314,27 @@ fn defect_78_zones_bound_options_and_growth() {
     close_all(mounts);
     world.check();
 }
+
+/// Metadata blocks of 64 KiB in use, as the server says.
+fn used_meta(volume: &Volume) -> u64 {
+    let s = volume.statfs().unwrap();
+    (s.blocks - s.free_blocks) / 16
+}
+
+#[test]
+fn merges_keep_the_metadata_bounded_while_files_come_and_go() {
+    for mib in [64, 256] {
+        let world = World::new(mib, 64);
+        let mounts = world.mounts(0);
+        let mut used = Vec::new();
+        for _ in 0..20 {
+            churn(&mounts[0], "churn", 1, std::env::var("N").map_or(10_000, |n| n.parse().unwrap()));
+            used.push(used_meta(&mounts[0]));
+            eprintln!("{mib} {:?}", used.last());
+        }
+        println!("{mib} MiB: {used:?}");
+        close_all(mounts);
+        let report = world.check();
+        println!("{report:?}");
+    }
+}
