@@ -2,14 +2,21 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use super::Txn;
 use crate::alloc::DataAlloc;
 use crate::error::{Errno, Error, Result, fail};
-use crate::format::DataBlock;
+use crate::format::consts::SUPER_BLKNO;
 use crate::format::srch::Entry as SrchEntry;
+use crate::format::{DataBlock, check};
 use crate::item::InTransaction;
 use crate::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use crate::sync::{Instant, thread};
+
+/// Longest wait for the space that a log merge brings, and the time between two looks at it.
+const MERGE_PATIENCE: Duration = Duration::from_secs(10);
+const MERGE_POLL: Duration = Duration::from_millis(20);
 
 /// Search entries that wait in memory at most (24 bytes each).
 const MAX_SRCH_ENTRIES: u64 = 1 << 20;
@@ -35,7 +42,7 @@ pub(crate) struct Hold<'a> {
 impl Txn {
     /// Enters the open transaction; waits while a commit runs or space for this transaction is short. The caller has its
     /// cluster locks already, and under a hold waits neither for locks nor for commits.
-    /// ENOSPC: `Allocating` and metadata space is low. `Shutdown` after a forced unmount.
+    /// ENOSPC: `Allocating` and metadata space is low, and no log merge is about to change that. `Shutdown` after a forced unmount.
     #[inline]
     pub(crate) fn hold(&self, kind: HoldKind) -> Result<Hold<'_>> {
         let hold = self.enter()?;
@@ -63,23 +70,34 @@ impl Txn {
 
     #[cold]
     fn hold_after_commit<'a>(&'a self, mut hold: Hold<'a>, kind: HoldKind) -> Result<Hold<'a>> {
-        // LOW is as old as the transaction; one commit asks the server again.
-        let mut asked = false;
+        // LOW is as old as the transaction; a commit asks the server again.
+        let mut low_since = None;
         loop {
             let low = kind == HoldKind::Allocating && self.room.meta_low.load(Relaxed);
-            if low && asked {
-                return fail(Errno::ENOSPC);
-            }
             if !low && !self.needs_commit() {
                 return Ok(hold);
             }
             let seq = hold.seq();
             drop(hold);
+            if low {
+                match low_since {
+                    None => low_since = Some(Instant::now()),
+                    Some(since) if since.elapsed() < MERGE_PATIENCE && self.merge_runs() => thread::sleep(MERGE_POLL),
+                    Some(_) => return fail(Errno::ENOSPC),
+                }
+            }
             // A failing commit goes on in the background, and entering waits for it.
             let _ = self.commit_beyond(seq);
             hold = self.enter()?;
-            asked = true;
         }
+    }
+
+    /// Does the server merge log trees, or free what a merge replaced? Then space comes back soon; mounts with low space are what
+    /// starts merges (`spec/03 §11.2`).
+    fn merge_runs(&self) -> bool {
+        let block = self.store.read_small(SUPER_BLKNO);
+        // One that is being written just now will be whole at the next look.
+        block.is_ok_and(|b| check::decode_super(&b[..], "metadata device").is_ok_and(|sb| sb.log_merge.height > 0))
     }
 
     /// The committer's hold, while all others are excluded.
