@@ -165,7 +165,7 @@ fn other_formats_are_not_opened() {
     cannot_be_opened("no metadata", "empty", &zero, &data);
     cannot_be_opened("no data", "empty", &meta, &zero_data);
     let noise = MemDevice::named("noise", 32 * MIB);
-    noise.write_at(SUPER, &(0..4096).map(|i: u32| (i * 7919 >> 3) as u8).collect::<Vec<_>>()).unwrap();
+    noise.write_at(SUPER, &(0..4096).map(|i: u32| ((i * 7919) >> 3) as u8).collect::<Vec<_>>()).unwrap();
     cannot_be_opened("noise", "noise", &meta, &noise);
 }
 
