@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use scoutfs::device::{BlockDevice, FileDevice, FileOptions};
+use scoutfs::device::{DirectIo, FileDevice, FileOptions};
 use scoutfs::namespace::Caller;
 use scoutfs::net::TcpTransport;
 use scoutfs::offline::{CheckOptions, MkfsOptions, check, mkfs};
@@ -60,9 +60,9 @@ fn now() -> u64 {
 
 /// One node: reports `done BEGUN` for each file, `leads` when it leads; leaves on the first line of input.
 fn node(dir: &Path, slot: u8) {
-    let options = FileOptions::default();
-    let meta: Arc<dyn BlockDevice> = FileDevice::open(dir.join("meta"), &options).expect("the metadata device");
-    let data: Arc<dyn BlockDevice> = FileDevice::open(dir.join("data"), &options).expect("the data device");
+    let options = |direct| FileOptions { direct, ..FileOptions::default() };
+    let meta = FileDevice::open(dir.join("meta"), &options(DirectIo::Preferred)).expect("the metadata device");
+    let data = FileDevice::open(dir.join("data"), &options(DirectIo::Off)).expect("the data device");
     let mut options = VolumeOptions::member(slot);
     options.heartbeat_timeout = HEARTBEAT_TIMEOUT;
     let environment = Environment {

@@ -11,7 +11,7 @@
 
 use std::fs;
 
-use scoutfs::device::{FileDevice, FileOptions};
+use scoutfs::device::FileDevice;
 use scoutfs::namespace::Caller;
 use scoutfs::offline::{MkfsOptions, mkfs};
 use scoutfs::{Ino, Volume, VolumeOptions};
@@ -59,8 +59,7 @@ fn main() {
     let base = status_mib("VmRSS:");
     let options = VolumeOptions::member(0);
     println!("configured caches: {} MiB, resident at start: {base} MiB", caches_mib(&options));
-    let open = |path| FileDevice::open(path, &FileOptions { exclusive: true, ..FileOptions::default() }).unwrap();
-    let volume = Volume::open(open(&meta), open(&data), options).unwrap();
+    let volume = Volume::open_paths(&meta, &data, options).unwrap();
     let root = Caller::root();
     let step = (files / 10).max(1);
 

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
-use scoutfs::device::{FileDevice, FileOptions};
+use scoutfs::device::{DirectIo, FileDevice, FileOptions};
 use scoutfs::namespace::{Caller, SetAttr};
 use scoutfs::net::{TcpOptions, TcpTransport};
 use scoutfs::offline::{CheckOptions, MkfsOptions, check, mkfs};
@@ -111,14 +111,15 @@ impl Cluster {
 
     /// Opens the volume as node `nr`, with devices and a network of its own. Waits until there is a leader.
     fn open(&self, nr: usize) -> Outcome<Volume> {
-        let device = |path| FileDevice::open(path, &FileOptions::default());
+        let device = |path, direct| FileDevice::open(path, &FileOptions { direct, ..FileOptions::default() });
         let mut options = VolumeOptions::member(nr as u8);
         options.heartbeat_timeout = Duration::from_secs(2);
         let environment = Environment {
             transport: Some(TcpTransport::new(TcpOptions::default())?),
             fencer: Some(Arc::new(HostFencer::new(&self.marks)?)),
         };
-        Ok(Volume::open_in(device(&self.meta)?, device(&self.data)?, options, environment)?)
+        let (meta, data) = (device(&self.meta, DirectIo::Preferred)?, device(&self.data, DirectIo::Off)?);
+        Ok(Volume::open_in(meta, data, options, environment)?)
     }
 
     /// All at once: no one is elected alone.

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use scoutfs::device::{self, BlockDevice, FileOptions};
+use scoutfs::device::{self, BlockDevice, DirectIo, FileOptions};
 use scoutfs::net::{TcpOptions, TcpTransport};
 use scoutfs::server::{CommandFencer, Fencer, HostFencer};
 use scoutfs::{Environment, Error, Result, Volume, VolumeOptions};
@@ -104,7 +104,7 @@ impl Options {
 
     /// Opens the devices and the volume on them.
     pub(crate) fn open(&self, meta: &Path, data: &Path) -> Result<Volume> {
-        let (meta, data) = (self.open_device(meta)?, self.open_device(data)?);
+        let (meta, data) = (self.open_device(meta, DirectIo::Preferred)?, self.open_device(data, DirectIo::Off)?);
         if !self.cluster || self.volume.read_only {
             return Volume::open(meta, data, self.volume.clone());
         }
@@ -117,14 +117,12 @@ impl Options {
         Volume::open_in(meta, data, self.volume.clone(), environment)
     }
 
-    fn open_device(&self, location: &Path) -> Result<Arc<dyn BlockDevice>> {
+    fn open_device(&self, location: &Path, direct: DirectIo) -> Result<Arc<dyn BlockDevice>> {
         use std::os::unix::fs::FileTypeExt;
         let exclusive = !self.volume.read_only && !self.cluster;
         // Nodes on other hosts do not see the page cache of this one.
         let is_block = std::fs::metadata(location).is_ok_and(|m| m.file_type().is_block_device());
-        device::open(
-            location,
-            &FileOptions { read_only: self.volume.read_only, exclusive, direct: self.cluster && is_block },
-        )
+        let direct = if self.cluster && is_block { DirectIo::Required } else { direct };
+        device::open(location, &FileOptions { read_only: self.volume.read_only, exclusive, direct })
     }
 }

@@ -26,7 +26,7 @@ mod tests;
 mod tracked;
 
 pub use fault::{Fault, FaultDevice, FaultOps};
-pub use file::{FileDevice, FileOptions};
+pub use file::{DirectIo, FileDevice, FileOptions};
 pub use mem::MemDevice;
 pub use mmap::MmapDevice;
 pub use nbd::{NbdDevice, NbdOptions};

@@ -10,9 +10,9 @@ use crate::sync::Arc;
 ///
 /// With `exclusive` nobody else on this host can open a file or block device (see [`FileOptions`]); an NBD export cannot be held
 /// exclusively. Without it, and not read-only, the device counts as shared with other nodes: an NBD export must then be made for
-/// it. `direct` means nothing for an NBD export, which has no cache on this side.
+/// it. [`DirectIo`](super::DirectIo) means nothing for an NBD export, which has no cache on this side.
 ///
-/// A block device that nodes on several hosts share must be opened with `direct`: each host would see its own page cache.
+/// A block device that nodes on several hosts share must be opened with [`DirectIo::Required`](super::DirectIo): each host would see its own page cache.
 ///
 /// ```
 /// use scoutfs::device::{self, BlockDevice, FileDevice, FileOptions};

@@ -58,11 +58,12 @@ fn files_buffered_and_direct() {
     check_basics(&*FileDevice::create(&path, 64 << 20).unwrap());
     std::fs::remove_file(&path).unwrap();
     FileDevice::create(&path, 64 << 20).unwrap();
-    let direct = FileOptions { direct: true, ..FileOptions::default() };
-    // Some filesystems cannot do it; opening says so.
-    if let Ok(dev) = FileDevice::open(&path, &direct) {
+    let direct = |direct| FileOptions { direct, ..FileOptions::default() };
+    // Some filesystems cannot do it; opening says so, unless it was only a wish.
+    if let Ok(dev) = FileDevice::open(&path, &direct(DirectIo::Required)) {
         check_basics(&*dev);
     }
+    check_basics(&*FileDevice::open(&path, &direct(DirectIo::Preferred)).unwrap());
     let missing = FileDevice::open(dir.path().join("missing"), &FileOptions::default());
     assert!(missing.err().unwrap().to_string().contains("missing"), "errors name the device");
     assert!(FileDevice::open(dir.path(), &FileOptions::default()).is_err(), "a folder");

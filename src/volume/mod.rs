@@ -16,7 +16,7 @@ pub use front_end::{FrontEnd, InodeGroup};
 pub use status::{ClusterStatus, LockReport, MemberStatus, Role};
 
 use crate::data::FileExtent;
-use crate::device::{self, BlockDevice, FileOptions};
+use crate::device::{self, BlockDevice, DirectIo, FileOptions};
 use crate::error::Result;
 use crate::format::Ino;
 use crate::namespace::{
@@ -67,10 +67,11 @@ impl Volume {
     }
 
     /// [`Volume::open`] on two devices by path or NBD URL ([`device::open`]), opened exclusively (or read-only, if the options
-    /// say so).
+    /// say so), the metadata device past the page cache where that is possible ([`DirectIo`]).
     pub fn open_paths(meta: impl AsRef<Path>, data: impl AsRef<Path>, options: VolumeOptions) -> Result<Volume> {
-        let how = FileOptions { read_only: options.read_only, exclusive: !options.read_only, ..FileOptions::default() };
-        Volume::open(device::open(meta, &how)?, device::open(data, &how)?, options)
+        let how = |direct| FileOptions { read_only: options.read_only, exclusive: !options.read_only, direct };
+        let (meta, data) = (device::open(meta, &how(DirectIo::Preferred))?, device::open(data, &how(DirectIo::Off))?);
+        Volume::open(meta, data, options)
     }
 
     /// [`Volume::open`] with a network and a fencer.
