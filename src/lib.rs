@@ -67,6 +67,7 @@
 //! | `scoutfs-merge` | mount | both devices, answers of the server |
 //! | `scoutfs-compact` | mount | the metadata device, answers of the server |
 //! | `scoutfs-snapshot` | read-only mount | nothing |
+//! | `scoutfs-watch` | mount | nothing but its own pauses |
 //! | `scoutfs-nbd` | each [`NbdDevice`](device::NbdDevice) | connecting to its server, receiving from it |
 //! | `scoutfs-quorum` | member | the metadata device (quorum blocks), datagrams with a timeout |
 //! | `scoutfs-server` | leader | both devices; never on a client |
@@ -85,7 +86,8 @@
 //!
 //! Everything returns [`Error`]; its variants are by what the caller can do, and [`Error::errno`] gives the number that POSIX has
 //! for each. [`Error::Corrupt`] names the structure and what was expected, and nothing was changed because of it.
-//! [`Error::Shutdown`] is final: the mount is over, open the volume again. What came from a device or a peer never panics.
+//! [`Error::Shutdown`] is final: the mount is over, open the volume again; a mount that ends by itself gives the reason instead
+//! ([`Volume::ended`]). What came from a device or a peer never panics.
 
 // With `--cfg loom` only the rooms with models are built.
 #[cfg(not(loom))]

@@ -20,8 +20,10 @@ use std::time::Duration;
 
 use scoutfs::device::{BlockDevice, Fault, FaultDevice, FaultOps, MemDevice};
 use scoutfs::namespace::Caller;
+use scoutfs::net::MemTransport;
 use scoutfs::offline::{CheckOptions, MkfsOptions, check, mkfs};
-use scoutfs::{Ino, Volume, VolumeOptions};
+use scoutfs::server::ConfirmFencing;
+use scoutfs::{Environment, Ino, Volume, VolumeOptions};
 
 use model::{History, Model, observe};
 use op::Op;
@@ -39,6 +41,8 @@ struct Plan {
     ops: FaultOps,
     nth: u64,
     fault: Fault,
+    /// The mount is on a network that others might be on, so that it flushes by itself.
+    shared: bool,
 }
 
 /// Where a run is, so that one that hangs can be told.
@@ -92,9 +96,16 @@ fn use_volume(
     data: &Arc<FaultDevice>,
     history: &mut History,
     progress: &Progress,
+    shared: bool,
 ) -> scoutfs::Result<()> {
     progress.at("open");
-    let volume = Volume::open(dynamic(meta), dynamic(data), VolumeOptions::member(0))?;
+    let environment = match shared {
+        true => Environment { transport: Some(MemTransport::new()), fencer: Some(Arc::new(ConfirmFencing)) },
+        false => Environment::default(),
+    };
+    let mut options = VolumeOptions::member(0);
+    options.heartbeat_timeout = Duration::from_secs(2);
+    let volume = Volume::open_in(dynamic(meta), dynamic(data), options, environment)?;
     let mut run = Run { volume: &volume, history, progress };
     if workload::round(&mut run, 0).is_err() {
         // A fault that was passing is over; one that lasts is not. A sync says which.
@@ -106,18 +117,30 @@ fn use_volume(
     Ok(())
 }
 
-/// One run and the look at what it left; the number of operations that the plan counted.
-fn run(plan: Option<Plan>, progress: &Progress) -> Result<(u64, u64), String> {
+/// What came of a run.
+struct Outcome {
+    /// Operations of the two devices that the plan counted.
+    counted: (u64, u64),
+    /// Operations that failed.
+    hits: u64,
+    /// How the use of the volume ended.
+    ended: scoutfs::Result<()>,
+}
+
+/// One run and the look at what it left.
+fn run(plan: Option<Plan>, progress: &Progress) -> Result<Outcome, String> {
     let (meta, data) = devices();
     let (faulty_meta, faulty_data) = (FaultDevice::new(dynamic(&meta)), FaultDevice::new(dynamic(&data)));
-    if let Some(Plan { metadata, ops, nth, fault }) = plan {
+    if let Some(Plan { metadata, ops, nth, fault, .. }) = plan {
         if metadata { &faulty_meta } else { &faulty_data }.fail_nth(ops, nth, fault);
     }
     let mut history = History::new(Model::new());
-    let ended = use_volume(&faulty_meta, &faulty_data, &mut history, progress);
+    let shared = plan.is_some_and(|p| p.shared);
+    let ended = use_volume(&faulty_meta, &faulty_data, &mut history, progress, shared);
     let counted = (faulty_meta.operations(), faulty_data.operations());
-    if plan.is_none() {
-        ended.map_err(|e| format!("without faults: {e}"))?;
+    let hits = faulty_meta.hits() + faulty_data.hits();
+    if let (0, Err(e)) = (hits, &ended) {
+        return Err(format!("without faults: {e}"));
     }
 
     progress.at("open again");
@@ -134,11 +157,11 @@ fn run(plan: Option<Plan>, progress: &Progress) -> Result<(u64, u64), String> {
     if !report.is_clean() || report.leaked_meta_blocks != 0 || report.leaked_data_blocks != 0 {
         return Err(format!("check: {report:?}"));
     }
-    Ok(counted)
+    Ok(Outcome { counted, hits, ended })
 }
 
 /// Runs in a thread of its own, so that waiting for ever is a failure and not a test that never ends.
-fn watched(plan: Option<Plan>) -> Result<(u64, u64), String> {
+fn watched(plan: Option<Plan>) -> Result<Outcome, String> {
     let progress = Progress(Arc::default());
     let (done, result) = channel();
     let inside = progress.clone();
@@ -168,7 +191,7 @@ fn plans(meta_ops: u64, data_ops: u64) -> Vec<Plan> {
     let mut plans = Vec::new();
     for (metadata, count) in [(true, meta_ops), (false, data_ops)] {
         for (ops, fault) in kinds {
-            plans.extend((0..count).map(|nth| Plan { metadata, ops, nth, fault }));
+            plans.extend((0..count).map(|nth| Plan { metadata, ops, nth, fault, shared: false }));
         }
     }
     if let Ok(only) = std::env::var("SCOUTFS_FAULTS_ONLY") {
@@ -181,25 +204,59 @@ fn plans(meta_ops: u64, data_ops: u64) -> Vec<Plan> {
     plans.into_iter().step_by(step as usize).collect()
 }
 
-#[test]
-fn whatever_operation_fails_nothing_hangs_and_nothing_promised_is_lost() {
-    let (meta_ops, data_ops) = watched(None).unwrap();
-    let plans = plans(meta_ops, data_ops);
-    println!("{meta_ops} and {data_ops} operations, {} runs", plans.len());
-    let (queue, failures) = (Mutex::new(plans.into_iter()), Mutex::new(Vec::new()));
+/// Runs all plans, some at a time; the outcomes of those that did not fail, and what is wrong with the others.
+fn all(plans: Vec<Plan>) -> (Vec<(Plan, Outcome)>, Vec<String>) {
+    let (queue, results) = (Mutex::new(plans.into_iter()), Mutex::new((Vec::new(), Vec::new())));
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
                 loop {
                     let Some(plan) = queue.lock().unwrap().next() else { return };
-                    if let Err(e) = watched(Some(plan)) {
-                        println!("{plan:?}: {e}");
-                        failures.lock().unwrap().push(format!("{plan:?}: {e}"));
+                    match watched(Some(plan)) {
+                        Ok(outcome) => results.lock().unwrap().0.push((plan, outcome)),
+                        Err(e) => {
+                            println!("{plan:?}: {e}");
+                            results.lock().unwrap().1.push(format!("{plan:?}: {e}"));
+                        }
                     }
                 }
             });
         }
     });
-    let failures = failures.into_inner().unwrap();
+    results.into_inner().unwrap()
+}
+
+#[test]
+fn whatever_operation_fails_nothing_hangs_and_nothing_promised_is_lost() {
+    let (meta_ops, data_ops) = watched(None).unwrap().counted;
+    let plans = plans(meta_ops, data_ops);
+    println!("{meta_ops} and {data_ops} operations, {} runs", plans.len());
+    let (_, failures) = all(plans);
     assert!(failures.is_empty(), "{} runs failed\n{}", failures.len(), failures.join("\n"));
+}
+
+/// A commit whose flush had failed was tried again without writing its blocks again. Systems report a failed flush once and drop
+/// what they could not write: the second flush succeeded, and the commit referred to blocks that were not there. The mount
+/// ends now, with the failure as its reason.
+#[test]
+fn a_failed_flush_that_lost_what_was_written_is_never_committed_over() {
+    let mut plans = Vec::new();
+    for (metadata, shared) in [(true, false), (false, false), (true, true), (false, true)] {
+        let plan = |nth| Plan { metadata, ops: FaultOps::FLUSHES, nth, fault: Fault::Lost, shared };
+        // A plan that never comes true counts the flushes.
+        let counted = watched(Some(plan(u64::MAX))).unwrap().counted;
+        let flushes = if metadata { counted.0 } else { counted.1 };
+        assert!(flushes > 3, "{flushes} flushes are not worth a test");
+        plans.extend((0..flushes).map(plan));
+    }
+    println!("{} runs", plans.len());
+    let (outcomes, failures) = all(plans);
+    assert!(failures.is_empty(), "{} runs failed\n{}", failures.len(), failures.join("\n"));
+    let hit = outcomes.iter().filter(|(_, o)| o.hits > 0).count();
+    assert!(hit * 2 > outcomes.len(), "only {hit} of {} runs had the fault", outcomes.len());
+    for (plan, outcome) in outcomes {
+        if let Err(e) = outcome.ended {
+            assert!(e.to_string().contains("a flush has failed"), "{plan:?}: the reason is not told: {e}");
+        }
+    }
 }

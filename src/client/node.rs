@@ -24,7 +24,7 @@ use crate::lock::{Lock, LockClient, LockClientConfig, LockName, Mode, Revoke};
 use crate::net::Command;
 use crate::options::VolumeOptions;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Arc, Mutex, RwLock};
+use crate::sync::{Arc, Mutex, OnceLock, RwLock};
 use crate::txn::{CommitHook, Hold, HoldKind, Txn, TxnConfig};
 
 /// Somebody who caches what a lock covers, other than items: inodes, names, pages.
@@ -63,6 +63,8 @@ pub(crate) struct Node {
     revoker: Arc<Revoker>,
     background: Mutex<Option<Background>>,
     down: AtomicBool,
+    /// Why the mount was forced down, unless its owner did it.
+    ended: OnceLock<Error>,
 }
 
 /// The locks on sequence index items that an operation needs, and the transaction that they belong to. The hold goes first.
@@ -122,11 +124,12 @@ impl Node {
             revoker,
             background: Mutex::new(None),
             down: AtomicBool::new(false),
+            ended: OnceLock::new(),
         });
         let weak = Arc::downgrade(&node);
-        node.inbox.on_evicted(Box::new(move |_| {
+        node.inbox.on_evicted(Box::new(move |why| {
             if let Some(node) = weak.upgrade() {
-                node.force_down();
+                node.end(why);
             }
         }));
         Ok(node)
@@ -275,6 +278,29 @@ impl Node {
             self.link.force_down();
             self.txn.force_down();
             self.locks.force_down();
+        }
+    }
+
+    /// Forced unmount by the mount itself, for a reason that everybody gets to know.
+    pub(crate) fn end(&self, why: Error) {
+        if !self.is_down() {
+            tracing::error!(%why, "the mount ends");
+            let _ = self.ended.set(why);
+        }
+        self.force_down();
+    }
+
+    /// Why the mount has ended by itself.
+    pub(crate) fn ended(&self) -> Option<Error> {
+        self.ended.get().cloned()
+    }
+
+    /// What to tell a caller: rooms know only that the mount is over, which is of little use to people.
+    pub(crate) fn reason(&self, e: Error) -> Error {
+        match (self.ended.get(), &e) {
+            (Some(why), Error::Shutdown(_)) => why.clone(),
+            (Some(why), Error::Posix(Errno::ENOLINK | Errno::ECONNABORTED | Errno::ESHUTDOWN)) => why.clone(),
+            _ => e,
         }
     }
 

@@ -24,6 +24,8 @@ impl FaultOps {
     pub const READS: FaultOps = FaultOps { reads: true, writes: false, flushes: false };
     /// Writes only.
     pub const WRITES: FaultOps = FaultOps { reads: false, writes: true, flushes: false };
+    /// Flushes only.
+    pub const FLUSHES: FaultOps = FaultOps { reads: false, writes: false, flushes: true };
     /// Writes and flushes.
     pub const CHANGES: FaultOps = FaultOps { reads: false, writes: true, flushes: true };
 }
@@ -35,6 +37,9 @@ pub enum Fault {
     Once,
     /// It and all later counted ones fail without effect.
     Forever,
+    /// A flush fails, and what was written since the last one is gone, as when a system drops pages that it could not write
+    /// (other operations just fail); later ones work again.
+    Lost,
     /// A write stores only the first half of its sectors and fails (other operations just fail); later ones work again.
     Torn,
 }
@@ -52,18 +57,21 @@ struct Plan {
 pub struct FaultDevice {
     inner: Arc<dyn BlockDevice>,
     plan: Mutex<Plan>,
+    /// What was overwritten since the last flush, oldest first; kept only for [`Fault::Lost`].
+    undo: Mutex<Vec<(u64, Vec<u8>)>>,
 }
 
 impl FaultDevice {
     /// Wraps `inner`; nothing fails yet.
     pub fn new(inner: Arc<dyn BlockDevice>) -> Arc<FaultDevice> {
         let plan = Plan { ops: FaultOps::ALL, seen: 0, at: None, fault: Fault::Once, hits: 0 };
-        Arc::new(FaultDevice { inner, plan: Mutex::new(plan) })
+        Arc::new(FaultDevice { inner, plan: Mutex::new(plan), undo: Mutex::default() })
     }
 
     /// Counts from zero again and lets the operation number `nth` (0 is the next one) of the kinds `ops` fail.
     pub fn fail_nth(&self, ops: FaultOps, nth: u64, fault: Fault) {
         *self.plan.lock() = Plan { ops, seen: 0, at: Some(nth), fault, hits: 0 };
+        self.undo.lock().clear();
     }
 
     /// Nothing fails any more; counting goes on.
@@ -98,6 +106,23 @@ impl FaultDevice {
         hit.then_some(plan.fault)
     }
 
+    /// Writes, and remembers what was there if it may have to come back.
+    fn store(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        let may_be_lost = {
+            let plan = self.plan.lock();
+            plan.fault == Fault::Lost && plan.at.is_some_and(|at| plan.seen <= at)
+        };
+        if !may_be_lost {
+            return self.inner.write_at(offset, buf);
+        }
+        // Held over the write: a flush takes back all or nothing of it.
+        let mut undo = self.undo.lock();
+        let mut old = vec![0; buf.len()];
+        self.inner.read_at(offset, &mut old)?;
+        undo.push((offset, old));
+        self.inner.write_at(offset, buf)
+    }
+
     fn error(&self, offset: u64) -> Error {
         device_error(&self.inner.name(), offset, "injected fault")
     }
@@ -121,7 +146,7 @@ impl BlockDevice for FaultDevice {
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
         match self.step(|o| o.writes) {
-            None => self.inner.write_at(offset, buf),
+            None => self.store(offset, buf),
             Some(Fault::Torn) => {
                 let sectors = (buf.len() as u64).div_ceil(SECTOR_BYTES) / 2;
                 self.inner.write_at(offset, &buf[..(sectors * SECTOR_BYTES) as usize])?;
@@ -133,8 +158,23 @@ impl BlockDevice for FaultDevice {
 
     fn flush(&self) -> Result<()> {
         match self.step(|o| o.flushes) {
+            Some(Fault::Lost) => {
+                for (offset, old) in std::mem::take(&mut *self.undo.lock()).into_iter().rev() {
+                    self.inner.write_at(offset, &old)?;
+                }
+                Err(self.error(0))
+            }
             Some(_) => Err(self.error(0)),
-            None => self.inner.flush(),
+            None => {
+                // What is written from now on may belong to the next flush; that it may be lost then is allowed as well.
+                let covered = self.undo.lock().len();
+                self.inner.flush()?;
+                let mut undo = self.undo.lock();
+                // Another flush may have been quicker.
+                let covered = covered.min(undo.len());
+                undo.drain(..covered);
+                Ok(())
+            }
         }
     }
 

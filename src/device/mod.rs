@@ -16,6 +16,7 @@
 
 mod fault;
 mod file;
+mod guard;
 mod mem;
 mod mmap;
 mod nbd;
@@ -27,6 +28,7 @@ mod tracked;
 
 pub use fault::{Fault, FaultDevice, FaultOps};
 pub use file::{DirectIo, FileDevice, FileOptions};
+pub(crate) use guard::FlushGuard;
 pub use mem::MemDevice;
 pub use mmap::MmapDevice;
 pub use nbd::{NbdDevice, NbdOptions};

@@ -185,6 +185,9 @@ pub(crate) struct CoreConfig {
     /// open the next one too: the same state as after two commits, but a server of the original that took over would
     /// refuse a repetition of the COMMIT, because the record is of another transaction already.
     pub(crate) private: bool,
+    /// The one mount that can ever reach this server, if only one can: its network is of that mount's own. Other mounts that
+    /// are recorded are not waited for; they are fenced at once.
+    pub(crate) only_mount: Option<u64>,
 }
 
 /// See the module documentation.
@@ -225,7 +228,9 @@ pub(crate) struct ServerCore {
 impl ServerCore {
     /// Takes over the volume. `fenced` are the rids of earlier leaders, which can write no more.
     pub(crate) fn new(trees: Trees, config: CoreConfig, fenced: &[u64], now: Instant) -> Result<ServerCore> {
-        let recovery = Recovery::start(trees.mounted.keys().copied(), now);
+        let cannot_come = |rid: &u64| config.only_mount.is_some_and(|only| only != *rid) && !fenced.contains(rid);
+        let gone = trees.mounted.keys().copied().filter(cannot_come).collect();
+        let recovery = Recovery::start(trees.mounted.keys().copied(), gone, now);
         let blocked = recovery.locks_pending();
         let mut core = ServerCore {
             config,

@@ -19,15 +19,18 @@ pub(crate) const FENCE_TIME: Duration = Duration::from_secs(30);
 pub(crate) struct Recovery {
     greeting: BTreeSet<u64>,
     locks: BTreeSet<u64>,
+    /// Of these, who cannot come back: to be fenced without waiting.
+    gone: BTreeSet<u64>,
+    started: Option<Instant>,
     deadline: Option<Instant>,
 }
 
 impl Recovery {
-    /// Everybody in `mounted` owes a greeting and its locks, from `now` on.
-    pub(crate) fn start(mounted: impl Iterator<Item = u64>, now: Instant) -> Recovery {
+    /// Everybody in `mounted` owes a greeting and its locks, from `now` on. Who is `gone` is known not to come.
+    pub(crate) fn start(mounted: impl Iterator<Item = u64>, gone: BTreeSet<u64>, now: Instant) -> Recovery {
         let locks: BTreeSet<u64> = mounted.collect();
         let deadline = (!locks.is_empty()).then(|| now + RECOVERY_TIME);
-        Recovery { greeting: locks.clone(), locks, deadline }
+        Recovery { greeting: locks.clone(), locks, gone, started: Some(now), deadline }
     }
 
     pub(crate) fn greeting_pending(&self) -> bool {
@@ -59,14 +62,16 @@ impl Recovery {
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.deadline
+        if self.gone.is_empty() { self.deadline } else { self.started }
     }
 
-    /// The rids to fence when the time is over; each call after the deadline gives them once.
+    /// The rids to fence: at once those that cannot come, and when the time is over all that are missing. Each of the two is
+    /// given once.
     pub(crate) fn late(&mut self, now: Instant) -> Vec<u64> {
         if self.deadline.is_none_or(|d| now < d) {
-            return Vec::new();
+            return std::mem::take(&mut self.gone).into_iter().collect();
         }
+        self.gone.clear();
         self.deadline = None;
         self.greeting.union(&self.locks).copied().collect()
     }
@@ -122,7 +127,7 @@ mod tests {
     #[test]
     fn late_mounts_are_given_once() {
         let t = Instant::now();
-        let mut r = Recovery::start([1, 2, 3].into_iter(), t);
+        let mut r = Recovery::start([1, 2, 3].into_iter(), BTreeSet::new(), t);
         r.greeted(1);
         r.locks_done(1);
         r.greeted(2);
@@ -134,8 +139,22 @@ mod tests {
     }
 
     #[test]
+    fn who_cannot_come_is_given_at_once_and_the_others_in_time() {
+        let t = Instant::now();
+        let mut r = Recovery::start([1, 2, 3].into_iter(), BTreeSet::from([1, 3]), t);
+        assert_eq!(r.deadline(), Some(t));
+        assert_eq!(r.late(t), [1, 3]);
+        assert!(r.late(t).is_empty());
+        assert_eq!(r.deadline(), Some(t + RECOVERY_TIME));
+        assert!(r.owes_locks(1), "until it is reclaimed");
+        r.greeted(1);
+        r.locks_done(1);
+        assert_eq!(r.late(t + RECOVERY_TIME), [2, 3]);
+    }
+
+    #[test]
     fn nobody_mounted_means_nothing_to_recover() {
-        let r = Recovery::start(std::iter::empty(), Instant::now());
+        let r = Recovery::start(std::iter::empty(), BTreeSet::new(), Instant::now());
         assert!(!r.greeting_pending() && !r.locks_pending() && r.deadline().is_none());
     }
 

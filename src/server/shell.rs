@@ -21,7 +21,6 @@ use crate::error::{Error, Result};
 use crate::format::Rid;
 use crate::net::{Command, ServerEvent, ServerNet, ServerNetConfig, Transport};
 use crate::quorum::{Leader, ServerControl, ServerStart, ServerState, votes_needed};
-use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::channel::{Receiver, Selected, Sender, select, unbounded};
 use crate::sync::{Arc, Instant, Mutex, thread};
 
@@ -48,6 +47,8 @@ pub(crate) struct ServerConfig {
     /// All mounts of this server, and all servers that may come after it while they live, are in this process
     /// ([`CoreConfig::private`]).
     pub(crate) private: bool,
+    /// The one mount that can reach the server, if it is only one ([`CoreConfig::only_mount`]).
+    pub(crate) only_mount: Option<u64>,
     /// How mounts reach the server.
     pub(crate) transport: Arc<dyn Transport>,
     /// The address of its slot.
@@ -147,8 +148,8 @@ impl ServerHandle {
         self.shared.status.lock().clone()
     }
 
-    fn ended_corrupt(&self) -> bool {
-        matches!(self.shared.status.lock().failed, Some(Error::Corrupt { .. }))
+    fn failed(&self) -> Option<Error> {
+        self.shared.status.lock().failed.clone()
     }
 
     /// What it knows; `None` if it does not serve, or is too busy to answer in `patience`.
@@ -220,6 +221,7 @@ impl Run {
             votes_needed: votes_needed(&trees.sup.qconf),
             merge_wait: self.config.merge_wait,
             private: self.config.private,
+            only_mount: self.config.only_mount,
         };
         let fenced: Vec<u64> = self.start.fence.iter().map(|l| l.rid).collect();
         let core = ServerCore::new(trees, core_config, &fenced, Instant::now())?;
@@ -360,20 +362,37 @@ impl Peers for NetPeers<'_> {
 pub(crate) struct LocalServer {
     config: ServerConfig,
     current: Mutex<Option<Arc<ServerHandle>>>,
-    /// Servers before the current one that ended because of what they found on the device.
-    corrupt_ends: AtomicU32,
+    /// Of the servers before the current one.
+    earlier: Mutex<Ends>,
+}
+
+/// How servers of a mount have ended by themselves.
+#[derive(Clone, Default)]
+pub(crate) struct Ends {
+    /// So many because of what they found on the device.
+    pub(crate) corrupt: u32,
+    /// The reason of the last one.
+    pub(crate) last: Option<Error>,
+}
+
+impl Ends {
+    fn add(&mut self, failed: Option<Error>) {
+        self.corrupt += u32::from(matches!(failed, Some(Error::Corrupt { .. })));
+        self.last = failed.or(self.last.take());
+    }
 }
 
 impl LocalServer {
     /// No server runs yet; every one that is started will be made of this.
     pub(crate) fn new(config: ServerConfig) -> LocalServer {
-        LocalServer { config, current: Mutex::new(None), corrupt_ends: AtomicU32::new(0) }
+        LocalServer { config, current: Mutex::new(None), earlier: Mutex::default() }
     }
 
-    /// How many servers of this mount have ended because the volume is damaged.
-    pub(crate) fn corrupt_ends(&self) -> u32 {
-        let current = self.handle().is_some_and(|s| s.ended_corrupt());
-        self.corrupt_ends.load(Ordering::Relaxed) + u32::from(current)
+    /// How the servers of this mount have ended, the current one included.
+    pub(crate) fn ends(&self) -> Ends {
+        let mut ends = self.earlier.lock().clone();
+        ends.add(self.handle().and_then(|s| s.failed()));
+        ends
     }
 
     /// The server that was started last.
@@ -385,9 +404,7 @@ impl LocalServer {
 impl ServerControl for LocalServer {
     fn start_server(&self, start: ServerStart) {
         let old = self.current.lock().take();
-        if old.as_ref().is_some_and(|s| s.ended_corrupt()) {
-            self.corrupt_ends.fetch_add(1, Ordering::Relaxed);
-        }
+        self.earlier.lock().add(old.as_ref().and_then(|s| s.failed()));
         // It is down, or quorum would not start another; dropping it joins a thread that has ended.
         drop(old);
         match Server::start(self.config.clone(), start) {

@@ -13,7 +13,7 @@ impl Volume {
     /// The size in 4 KiB blocks of the zones that mounts allocate data from, if data is allocated in zones. It is recorded
     /// in the volume and counts for all mounts.
     pub fn data_alloc_zone_blocks(&self) -> Result<Option<u64>> {
-        let answer = self.mounted.node.link().request(Command::GetVolopt, &[])?;
+        let answer = self.mounted.tell(self.mounted.node.link().request(Command::GetVolopt, &[]))?;
         let options: VolumeOptionValues = zerocopy::FromBytes::read_from_bytes(&answer)
             .map_err(|_| Error::corrupt("volume options", format!("{} bytes", answer.len())))?;
         let set = options.set_bits.get() & VOLOPT_DATA_ALLOC_ZONE_BLOCKS != 0;
@@ -31,7 +31,7 @@ impl Volume {
         options.set_bits = VOLOPT_DATA_ALLOC_ZONE_BLOCKS.into();
         options.data_alloc_zone_blocks = blocks.unwrap_or(0).into();
         let cmd = if blocks.is_some() { Command::SetVolopt } else { Command::ClearVolopt };
-        self.mounted.node.link().request(cmd, options.as_bytes()).map(drop)
+        self.mounted.tell(self.mounted.node.link().request(cmd, options.as_bytes())).map(drop)
     }
 
     /// Uses more of the devices: new totals in 64 KiB blocks of metadata and 4 KiB blocks of data; `None` leaves a device as
@@ -51,7 +51,7 @@ impl Volume {
             new_total_meta_blocks: meta_blocks.unwrap_or(0).into(),
             new_total_data_blocks: data_blocks.unwrap_or(0).into(),
         };
-        self.mounted.node.link().request(Command::ResizeDevices, totals.as_bytes()).map(drop)
+        self.mounted.tell(self.mounted.node.link().request(Command::ResizeDevices, totals.as_bytes())).map(drop)
     }
 
     fn may_administer(&self, caller: &Caller) -> Result<()> {

@@ -7,12 +7,12 @@
 use std::net::SocketAddr;
 
 use super::Environment;
-use super::watch::Watch;
+use super::watch::{Watch, Watched};
 use crate::block::BlockStore;
 use crate::client::snapshot::SnapshotLink;
 use crate::client::{CacheListener, Inbox, Node, NodeConfig, ServerLink};
 use crate::data::{Data, DataParts};
-use crate::device::{BlockDevice, FlushTracker};
+use crate::device::{BlockDevice, FlushGuard, FlushTracker};
 use crate::error::{Errno, Error, Result};
 use crate::format::check::{self, DeviceRole};
 use crate::format::consts::{SMALL_BYTES, SUPER_BLKNO};
@@ -40,7 +40,7 @@ pub(super) struct Mounted {
     /// Empty for a read-only mount, which has no server.
     pub(super) conn: Arc<OnceLock<Weak<ClientConn>>>,
     closed: bool,
-    /// Only on a network of its own.
+    /// Of a mount that writes.
     watch: Option<Watch>,
     /// Last, so that it goes after everything that may write.
     mark: Option<Mark>,
@@ -92,8 +92,9 @@ impl Mounted {
         let rid = random_rid();
         // Nobody but this mount reaches a server on a network of our own.
         let private = environment.transport.is_none();
-        let raw_data = data_dev.clone();
-        let data_dev = FlushTracker::new(data_dev);
+        let devices = [FlushGuard::new(meta), FlushGuard::new(data_dev)];
+        let [meta, raw_data]: [Arc<dyn BlockDevice>; 2] = [devices[0].clone(), devices[1].clone()];
+        let data_dev = FlushTracker::new(raw_data.clone());
         let store = BlockStore::new(meta.clone(), fsid, options.block_cache_bytes);
         let fmt_vers = sb.fmt_vers.get();
         let config = NodeConfig { store: store.clone(), data_dev: data_dev.clone(), rid, fmt_vers, private, options };
@@ -125,9 +126,11 @@ impl Mounted {
             }
             Node::new(config, |inbox| network.connect(transport, inbox))?
         };
-        let watch = match &member {
-            Some(member) if private => Some(Watch::start(&node, member, server.clone(), conn.clone())?),
-            _ => None,
+        let watch = if options.read_only {
+            None
+        } else {
+            let member = member.as_ref().filter(|_| private).map(Arc::downgrade);
+            Some(Watch::start(&node, Watched { devices, member, server: server.clone(), conn: conn.clone() })?)
         };
         let opened = Mounted::build(node.clone(), options);
         match opened {
@@ -136,6 +139,7 @@ impl Mounted {
                 Ok(Mounted { ns, data, node, member, server, slots, conn, closed: false, mark, watch })
             }
             Err(e) => {
+                let e = node.reason(e);
                 // A mount that fails half way says farewell, so that nobody has to fence it.
                 let left = node.leave();
                 let quit = member.map_or(Ok(()), |member| member.leave());
@@ -145,6 +149,11 @@ impl Mounted {
                 Err(e)
             }
         }
+    }
+
+    /// Replaces "the mount is over" by the reason, if it has ended by itself.
+    pub(super) fn tell<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|e| self.node.reason(e))
     }
 
     /// The rooms above the node; the first lock and the first transaction wait for a server.
@@ -180,7 +189,7 @@ impl Mounted {
         self.data.close();
         drop(self.watch.take());
         let quit = self.member.take().map_or(Ok(()), |m| m.leave());
-        let end = left.and(quit);
+        let end = self.tell(left.and(quit));
         if let Some(mark) = &mut self.mark {
             mark.clean = end.is_ok();
         }
@@ -250,6 +259,7 @@ impl Network<'_> {
             data_dev: Some(self.data_dev.clone()),
             flush_data: true,
             private: !self.shared,
+            only_mount: (!self.shared).then_some(self.rid),
             transport: transport.clone(),
             addr,
             fencer,

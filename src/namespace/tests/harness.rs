@@ -116,6 +116,7 @@ impl Cluster {
             data_dev: Some(self.data.clone()),
             flush_data: false,
             private: false,
+            only_mount: None,
             transport: self.transport.clone(),
             addr: self.addr,
             fencer: Arc::new(ConfirmFencing),

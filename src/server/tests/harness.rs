@@ -113,6 +113,7 @@ impl TestServer {
             votes_needed: crate::quorum::votes_needed(&trees.sup.qconf),
             merge_wait: Duration::from_millis(500),
             private,
+            only_mount: None,
         };
         let core = ServerCore::new(trees, config, fenced, now)?;
         Ok(TestServer { core, wire: Wire::default(), now, last_id: 0 })
