@@ -203,7 +203,7 @@ impl Cluster {
         options.block_cache_bytes = 16 << 20;
         options.item_cache_bytes = 4 << 20;
         options.data_cache_bytes = 4 << 20;
-        options.lock_idle_count = pick(&[4, 100, 10_000]);
+        options.lock_idle_count = pick(&[32, 100, 10_000]);
         let environment = Environment {
             transport: Some(self.net.transport(node, ip(machine))),
             fencer: Some(Arc::new(SimFencer(self.fencing.clone()))),
