@@ -77,6 +77,8 @@ pub(crate) struct Namespace {
     others_open: OthersOpen,
     /// Seen with an unfinished truncation that nobody works on (defect 62).
     unfinished: Mutex<std::collections::BTreeSet<Ino>>,
+    /// Held together with the rename lock, which keeps away only other mounts.
+    renaming: Mutex<()>,
 }
 
 impl Namespace {
@@ -89,6 +91,7 @@ impl Namespace {
             names: NameCache::new(options.cached_names),
             others_open: OthersOpen::new(),
             unfinished: Mutex::default(),
+            renaming: Mutex::default(),
         })
     }
 

@@ -136,7 +136,12 @@ impl Namespace {
         let exchange = flags == RenameFlags::EXCHANGE;
         let Seen { moved, other } = seen;
         let moves_dir = from.dir != to.dir && (is_dir(&moved) || (exchange && other.as_ref().is_some_and(is_dir)));
-        let _rename = if moves_dir { Some(self.node.locks.acquire(LockName::rename(), Mode::Write)?) } else { None };
+        let _rename = if moves_dir {
+            let ours = self.renaming.lock();
+            Some((self.node.locks.acquire(LockName::rename(), Mode::Write)?, ours))
+        } else {
+            None
+        };
         if moves_dir {
             if is_dir(&moved) && self.is_below(to.dir, moved.ino)? {
                 return fail(Errno::EINVAL);
@@ -372,7 +377,7 @@ impl Namespace {
         }
     }
 
-    /// Is `dir` the directory `top` or somewhere below it? Certain only while the rename lock is held.
+    /// Is `dir` the directory `top` or somewhere below it? Certain only while the rename lock and `renaming` are held.
     fn is_below(&self, dir: Ino, top: Ino) -> Result<bool> {
         for _ in 0..WALK_RETRIES {
             let mut at = dir;

@@ -79,6 +79,38 @@ fn threads_and_mounts_in_one_tree_leave_it_whole() {
     one.unmount();
 }
 
+/// Two directories are moved into each other at the same time, by threads of one mount and of two: one of them comes too late.
+#[test]
+fn directories_that_move_into_each_other_make_no_loop() {
+    let cluster = Cluster::new();
+    let (one, two) = (cluster.mount(), cluster.mount());
+    let me = Caller::root();
+    for (other, rounds) in [(&one, 4000), (&two, 100)] {
+        for _ in 0..rounds {
+            let [a, b] = [b"a", b"b"].map(|name| one.ns.mkdir(&me, Ino::ROOT, name, 0o755).unwrap().ino);
+            let into = |m: &TestMount, name: &[u8], dir: Ino| {
+                m.ns.rename(&me, (Ino::ROOT, name), (dir, b"x"), RenameFlags::NONE)
+            };
+            let start = std::sync::Barrier::new(2);
+            let (first, second) = thread::scope(|s| {
+                let first = s.spawn(|| {
+                    start.wait();
+                    into(&one, b"a", b)
+                });
+                start.wait();
+                let second = into(other, b"b", a);
+                (first.join().unwrap(), second)
+            });
+            assert_eq!(u32::from(first.is_ok()) + u32::from(second.is_ok()), 1, "{first:?} {second:?}");
+            let (outer, name) = if first.is_ok() { (b, b"b") } else { (a, b"a") };
+            one.ns.rmdir(&me, outer, b"x").unwrap();
+            one.ns.rmdir(&me, Ino::ROOT, name).unwrap();
+        }
+    }
+    two.unmount();
+    one.unmount();
+}
+
 #[test]
 fn a_name_that_is_replaced_never_seems_to_be_missing() {
     let cluster = Cluster::new();
