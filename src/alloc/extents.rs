@@ -208,22 +208,39 @@ pub(crate) fn insert(cow: &mut Cow<'_>, root: &mut AllocRoot, bounds: Bounds, st
 
 /// Adds a free extent, leaving out blocks that are free already; returns how many those were.
 pub(crate) fn insert_new(cow: &mut Cow<'_>, root: &mut AllocRoot, bounds: Bounds, start: u64, len: u64) -> Result<u64> {
+    insert_new_beside(cow, root, None, bounds, start, len)
+}
+
+/// The same for blocks that may be free in a second tree too.
+pub(crate) fn insert_new_beside(
+    cow: &mut Cow<'_>,
+    root: &mut AllocRoot,
+    beside: Option<&AllocRoot>,
+    bounds: Bounds,
+    start: u64,
+    len: u64,
+) -> Result<u64> {
     if !bounds.contains(start, len) {
         return fail(Errno::EINVAL);
     }
     let mut left_out = 0;
     let (mut at, end) = (start, start + len);
     while at < end {
-        let found = find(&Reader::with_dirty(cow.store, cow.dirty), root, bounds, at)?;
-        let free_end = match found {
-            Some(e) if e.start <= at => {
-                left_out += e.end().min(end) - at;
-                at = e.end();
-                continue;
+        let reader = Reader::with_dirty(cow.store, cow.dirty);
+        let mut free_end = end;
+        let mut known_end = at;
+        for root in beside.into_iter().chain([&*root]) {
+            match find(&reader, root, bounds, at)? {
+                Some(e) if e.start <= at => known_end = known_end.max(e.end()),
+                Some(e) => free_end = free_end.min(e.start),
+                None => {}
             }
-            Some(e) => e.start.min(end),
-            None => end,
-        };
+        }
+        if known_end > at {
+            left_out += known_end.min(end) - at;
+            at = known_end;
+            continue;
+        }
         insert(cow, root, bounds, at, free_end - at)?;
         at = free_end;
     }

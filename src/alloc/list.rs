@@ -180,8 +180,14 @@ pub(crate) fn fill(
 
 /// Empties the list into the free extents of `root`, as far as the room of the running commit reaches.
 ///
-/// Returns how many numbers were left out because they were free already.
-pub(crate) fn empty(cow: &mut Cow<'_>, head: &mut AllocListHead, root: &mut AllocRoot, bounds: Bounds) -> Result<u64> {
+/// Returns how many numbers were left out because they were free already, there or in the tree `beside` it.
+pub(crate) fn empty(
+    cow: &mut Cow<'_>,
+    head: &mut AllocListHead,
+    root: &mut AllocRoot,
+    beside: Option<&AllocRoot>,
+    bounds: Bounds,
+) -> Result<u64> {
     let mut quarantined = 0;
     while let Some(first) = some_ref(&head.block_ref) {
         if cow.alloc.low(2 + extents::mod_blocks(root)) {
@@ -201,7 +207,7 @@ pub(crate) fn empty(cow: &mut Cow<'_>, head: &mut AllocListHead, root: &mut Allo
         let mut result = Ok(());
         while done < rest.len() && !cow.alloc.low(1 + extents::mod_blocks(root)) {
             let run = run_length(&rest[done..]);
-            match extents::insert_new(cow, root, bounds, rest[done], run as u64) {
+            match extents::insert_new_beside(cow, root, beside, bounds, rest[done], run as u64) {
                 Ok(left_out) => quarantined += left_out,
                 Err(e) => {
                     result = Err(e);
@@ -249,6 +255,26 @@ fn drop_first(cow: &mut Cow<'_>, head: &mut AllocListHead, first: &BlockRef) -> 
     cow.free_block(first)?;
     head.block_ref = next.unwrap_or_else(null_ref);
     head.first_nr = nr.into();
+    Ok(())
+}
+
+/// Adds all of `src` to `dst`; `src` is empty afterwards. Few entries go into the first block of `dst`, so that the chain does not
+/// grow by a block for each of them; of many the chains are joined.
+pub(crate) fn absorb(cow: &mut Cow<'_>, dst: &mut AllocListHead, src: &mut AllocListHead) -> Result<()> {
+    let (have, more) = (dst.first_nr.get() as usize, src.first_nr.get() as usize);
+    let few = u64::from(src.first_nr.get()) == src.total_nr.get() && have + more <= LIST_CAPACITY / 2;
+    let (Some(_), Some(from)) = (some_ref(&dst.block_ref), some_ref(&src.block_ref)) else {
+        return splice(cow, dst, src);
+    };
+    let list = read_block(&Reader::with_dirty(cow.store, cow.dirty), &from, Some(src.first_nr.get()))?;
+    if !few || list.next.is_some() {
+        return splice(cow, dst, src);
+    }
+    cow.free_block(&from)?;
+    let mut blknos = std::mem::take(&mut first_mut(cow, dst)?.blknos);
+    blknos.extend(list.blknos);
+    set_first(cow, dst, blknos)?;
+    *src = AllocListHead { block_ref: null_ref(), total_nr: 0.into(), first_nr: 0.into(), flags: src.flags };
     Ok(())
 }
 

@@ -40,6 +40,9 @@ pub(crate) struct Stock {
     pub(crate) move_budget: u32,
     /// Room that an extent move always leaves.
     pub(crate) move_slack: u32,
+    /// The server's list of freed blocks is emptied into the trees when it holds more than this. Emptying it costs several
+    /// blocks, however little is in it; the original does it with every commit.
+    pub(crate) freed_keep: u32,
     total_meta: u64,
 }
 
@@ -78,6 +81,7 @@ impl Stock {
             holder_budget: (target / 4).min(500) as u32,
             move_budget: (target / 8).min(250) as u32,
             move_slack: (target / 8).min(50) as u32,
+            freed_keep: (target / 32).clamp(8, 256) as u32,
             total_meta,
         }
     }

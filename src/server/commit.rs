@@ -23,7 +23,7 @@ use crate::format::MetaBlock;
 use crate::format::layout::{AllocListHead, AllocRoot, NetStatfs};
 use crate::sync::Arc;
 
-use super::trees::{Trees, own};
+use super::trees::{Published, Trees, own};
 
 impl Trees {
     /// Is there anything to write?
@@ -81,7 +81,7 @@ impl Trees {
         let (avail, freed) = self.alloc.finish(&mut self.dirty)?;
         self.sup.server_meta_avail[self.active] = avail;
         self.sup.server_meta_freed[self.active] = freed;
-        self.sup.seq = self.core_seq.into();
+        self.sup.seq = self.seq().into();
         self.sup.hdr.seq = self.sup.hdr.seq.get().wrapping_add(1).into();
 
         let dev = self.store.device().clone();
@@ -98,10 +98,11 @@ impl Trees {
         Ok(())
     }
 
-    /// Fills the idle list of free blocks and empties the idle list of freed ones, as far as there is room.
+    /// Fills the idle list of free blocks, and empties the idle list of freed ones if that is worth its cost, as far as there
+    /// is room.
     fn refill(&mut self) -> Result<()> {
         let idle = 1 - self.active;
-        let (low, target) = (self.stock.meta_low, self.stock.meta_target);
+        let (low, target, keep) = (self.stock.meta_low, self.stock.meta_target, self.stock.freed_keep);
         let have = self.sup.server_meta_avail[idle].first_nr.get();
         let from = if have < low { self.supply(target - have) } else { self.avail_root };
         let to = 1 - from;
@@ -113,15 +114,17 @@ impl Trees {
             Err(e) if e.is(Errno::ENOSPC) => {}
             other => other?,
         }
+        let other = sup.meta_alloc[from];
         let (head, root) = (&mut sup.server_meta_freed[idle], &mut sup.meta_alloc[to]);
-        own(list::empty(&mut cow, head, root, bounds))?;
+        if head.total_nr.get() > u64::from(keep) {
+            own(list::empty(&mut cow, head, root, Some(&other), bounds))?;
+        }
         Ok(())
     }
 
     /// The commit is durable: everybody may see it, and the pairs change places.
     fn published(&mut self, clients: usize) {
-        self.stable = Arc::new(*self.sup);
-        self.stable_sums = self.sums;
+        self.stable = Arc::new(Published { sup: *self.sup, sums: self.sums });
         self.closing.clear();
         self.changed = false;
         self.commits += 1;
@@ -162,7 +165,7 @@ impl Trees {
         }
         let idle = 1 - self.active;
         let (mut cow, sup) = self.split();
-        own(list::splice(&mut cow, &mut sup.server_meta_freed[idle], head))
+        own(list::absorb(&mut cow, &mut sup.server_meta_freed[idle], head))
     }
 
     /// Frees blocks that the running commit stops referring to, any number of them: they are written as lists of their
@@ -207,21 +210,23 @@ impl Trees {
         let slack = u64::from(self.stock.move_slack) + self.commit_cost();
         MoveLimits { total: 0, budget: self.stock.move_budget.into(), slack, zones: None }
     }
+}
 
+impl Published {
     /// Free space as of the last commit (`spec/05 §5.5.11`). The sums are kept up to date, so nothing is counted twice
     /// and nothing has to be walked.
     pub(super) fn statfs(&self) -> NetStatfs {
-        let sup = &self.stable;
+        let sup = &self.sup;
         let lists = sup.server_meta_avail.iter().chain(&sup.server_meta_freed).map(|h| h.total_nr.get());
         let trees = sup.meta_alloc.iter().map(|r| r.total_len.get());
         let meta: u64 = lists.chain(trees).sum();
         NetStatfs {
             uuid: sup.uuid,
-            free_meta_blocks: meta.wrapping_add(self.stable_sums.meta).into(),
+            free_meta_blocks: meta.wrapping_add(self.sums.meta).into(),
             total_meta_blocks: sup.total_meta_blocks,
-            free_data_blocks: sup.data_alloc.total_len.get().wrapping_add(self.stable_sums.data).into(),
+            free_data_blocks: sup.data_alloc.total_len.get().wrapping_add(self.sums.data).into(),
             total_data_blocks: sup.total_data_blocks,
-            inode_count: sup.inode_count.get().wrapping_add(self.stable_sums.inodes).into(),
+            inode_count: sup.inode_count.get().wrapping_add(self.sums.inodes).into(),
         }
     }
 }

@@ -19,9 +19,9 @@ use crate::btree::{self, LogItem};
 use crate::error::{Error, Result};
 use crate::format::consts::{LOG_TREES_FINALIZED, SMALL_BYTES};
 use crate::format::layout::{BlockRef, LogTrees};
-use crate::format::{check, keys};
+use crate::format::{bloom_bits, check, keys};
 use crate::item::DirtyBatch;
-use crate::item::bloom::BloomContent;
+use crate::item::bloom::{self, BloomContent};
 use crate::sync::atomic::Ordering::Relaxed;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -224,9 +224,16 @@ fn build_bloom(cow: &mut Cow, new: &mut LogTrees, batch: &DirtyBatch) -> Result<
         }
         return Ok(true);
     }
-    if !batch.bloom_keys().is_empty() {
+    // A lock that was given back and comes again has its bits already.
+    let mut unset = Vec::new();
+    for start in batch.bloom_keys() {
+        if !bloom::may_hold(cow.store, &new.bloom_ref, &bloom_bits(start))? {
+            unset.push(start);
+        }
+    }
+    if !unset.is_empty() {
         let bloom = cow.content_mut::<BloomContent>(&mut new.bloom_ref)?;
-        batch.bloom_keys().iter().for_each(|start| bloom.set(start));
+        unset.into_iter().for_each(|start| bloom.set(start));
     }
     Ok(false)
 }

@@ -170,6 +170,30 @@ fn errors_show_soon_and_holders_wait_for_success() {
     assert_eq!(get(&a, 1, 1).as_deref(), Some("x"));
 }
 
+/// A lock that goes to and fro does not make every commit write the same bloom block again.
+#[test]
+fn bloom_bits_that_are_set_are_not_written_again() {
+    let server = ServerBox::new();
+    let (a, b) = (Mount::new(&server, 1), Mount::new(&server, 2));
+    for n in 0..4 {
+        put(&a, 1, n, "a");
+        put(&b, 1, n, "b");
+    }
+    b.txn.sync().unwrap();
+    let of = |rid: u64| -> Vec<u64> {
+        let commits = server.commits.lock();
+        commits.iter().filter(|lt| lt.rid.get() == rid).map(|lt| lt.bloom_ref.blkno.get()).collect()
+    };
+    for rid in [1, 2] {
+        let blocks = of(rid);
+        assert!(blocks.len() >= 4 && blocks[0] != 0 && blocks.iter().all(|b| *b == blocks[0]), "{blocks:?}");
+    }
+    // Those of another lock are.
+    put(&a, 1 << 30, 0, "a");
+    assert_eq!(get(&b, 1 << 30, 0).as_deref(), Some("a"));
+    assert_ne!(of(1).last(), of(1).first());
+}
+
 /// The original's readers fail on a log tree that has a bloom block but no items.
 #[test]
 fn defect_21_no_bloom_block_without_items_is_recorded() {

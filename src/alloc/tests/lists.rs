@@ -133,7 +133,7 @@ fn server_commits_match_the_vectors() {
         let [avail_root, freed_root] = &mut roots;
         let mut cow = Cow { store: &w.store, dirty: &mut w.dirty, alloc: &mut w.alloc };
         list::fill(&mut cow, &mut avails[idle], avail_root, bounds, 4092, 8185).unwrap();
-        assert_eq!(list::empty(&mut cow, &mut freeds[idle], freed_root, bounds).unwrap(), 0);
+        assert_eq!(list::empty(&mut cow, &mut freeds[idle], freed_root, None, bounds).unwrap(), 0);
         (avails[active], freeds[active]) = w.commit();
         // Numbers taken and given back in one commit stay in avail here, in the original they go to freed and make their way
         // through the roots. So single counts may differ by those few; what there is in all may not.
@@ -226,9 +226,40 @@ fn draining_leaves_out_double_frees() {
     let mut root = empty_root();
     extents::insert(&mut w.cow(), &mut root, bounds, 9500, 10).unwrap();
     let mut head = w.write_list(501, vec![9600, 9505, 9601, 9600, 9400], None);
-    assert_eq!(list::empty(&mut w.cow(), &mut head, &mut root, bounds).unwrap(), 2);
+    assert_eq!(list::empty(&mut w.cow(), &mut head, &mut root, None, bounds).unwrap(), 2);
     assert_eq!(w.extents(&root, bounds), [[9400, 1], [9500, 10], [9600, 2]]);
     assert_eq!(head, empty_head());
+}
+
+#[test]
+fn draining_leaves_out_what_is_free_in_the_tree_beside() {
+    let mut w = World::ready(20_000);
+    let bounds = Bounds::meta(20_000);
+    let (mut root, mut beside) = (empty_root(), empty_root());
+    extents::insert(&mut w.cow(), &mut root, bounds, 9500, 10).unwrap();
+    extents::insert(&mut w.cow(), &mut beside, bounds, 9508, 10).unwrap();
+    let mut head = w.write_list(501, (9506..9522).collect(), None);
+    assert_eq!(list::empty(&mut w.cow(), &mut head, &mut root, Some(&beside), bounds).unwrap(), 12);
+    assert_eq!(w.extents(&root, bounds), [[9500, 10], [9518, 4]]);
+    assert_eq!(w.extents(&beside, bounds), [[9508, 10]]);
+}
+
+#[test]
+fn absorbed_entries_share_a_block_while_there_is_room() {
+    let mut w = World::ready(300_000);
+    let mut dst = empty_head();
+    let mut want = Vec::new();
+    for (i, len) in [3u64, 1, 5, 900, 2000, 5000].into_iter().enumerate() {
+        let first = 20_000 + 6000 * i as u64;
+        let mut src = w.write_list(400 + i as u64, (first..first + len).collect(), None);
+        want.extend(first..first + len);
+        list::absorb(&mut w.cow(), &mut dst, &mut src).unwrap();
+        assert_eq!(src, empty_head());
+        let blocks = w.blocks(&dst);
+        assert_eq!(blocks.len(), if i < 5 { 1 } else { 2 }, "{i}");
+        let all: Vec<u64> = blocks.into_iter().flat_map(|(_, e)| e).collect();
+        assert_eq!((all.len() as u64, sorted(all)), (dst.total_nr.get(), want.clone()));
+    }
 }
 
 #[test]
