@@ -3,9 +3,12 @@
 #[path = "common/cluster.rs"]
 mod cluster;
 
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use scoutfs::Volume;
+use scoutfs::device::BlockDevice;
+use scoutfs::namespace::Caller;
+use scoutfs::{Errno, Ino, Result, Volume};
 
 use cluster::{Cluster, create, eventually, exists, leads};
 
@@ -68,5 +71,91 @@ fn leadership_moves_when_the_leader_leaves() {
             scope.spawn(move || member.close().unwrap());
         }
     });
+    cluster.check();
+}
+
+/// A device whose flushes wait while it is shut.
+struct Gate {
+    inner: Arc<dyn BlockDevice>,
+    /// Is it shut, and how many wait?
+    state: Mutex<(bool, usize)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn new(inner: Arc<dyn BlockDevice>) -> Arc<Gate> {
+        Arc::new(Gate { inner, state: Mutex::default(), changed: Condvar::new() })
+    }
+
+    fn set_shut(&self, shut: bool) {
+        self.state.lock().unwrap().0 = shut;
+        self.changed.notify_all();
+    }
+
+    fn waiting(&self) -> usize {
+        self.state.lock().unwrap().1
+    }
+}
+
+impl BlockDevice for Gate {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.inner.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.inner.write_at(offset, buf)
+    }
+    fn flush(&self) -> Result<()> {
+        let mut state = self.state.lock().unwrap();
+        state.1 += 1;
+        state = self.changed.wait_while(state, |(shut, _)| *shut).unwrap();
+        state.1 -= 1;
+        drop(state);
+        self.inner.flush()
+    }
+}
+
+/// The leader is in the middle of a commit, and its device takes as long as it likes: locks go from node to node all the same.
+#[test]
+fn locks_do_not_wait_for_commits() {
+    let cluster = Cluster::new(1);
+    let gate = Gate::new(cluster.meta());
+    let leader = cluster.mount_through(gate.clone(), Some(0));
+    let nodes = [cluster.mount(None), cluster.mount(None)];
+    let root = Caller::root();
+    let quiet = nodes[0].mkdir(&root, Ino::ROOT, b"quiet", 0o755).unwrap().ino;
+    nodes[0].sync().unwrap();
+    // A call that takes the lock for a change and then finds nothing to change: the lock goes over clean.
+    let hand_over = |node: &Volume| {
+        assert_eq!(node.removexattr(&root, quiet, b"user.none").unwrap_err().errno(), Errno::ENODATA);
+    };
+    nodes.iter().for_each(hand_over);
+
+    create(&leader, "of the leader");
+    std::thread::scope(|scope| {
+        gate.set_shut(true);
+        let syncing = scope.spawn(|| leader.sync());
+        eventually("the leader flushes", || gate.waiting() > 0);
+        let (done, end) = std::sync::mpsc::channel();
+        let nodes = &nodes;
+        scope.spawn(move || {
+            (0..20).for_each(|i| hand_over(&nodes[i % 2]));
+            done.send(()).unwrap();
+        });
+        let in_time = end.recv_timeout(Duration::from_secs(20));
+        assert!(!syncing.is_finished(), "the leader still waits for its device");
+        gate.set_shut(false);
+        syncing.join().unwrap().unwrap();
+        in_time.expect("hand-overs beside a commit");
+    });
+    for node in nodes {
+        node.close().unwrap();
+    }
+    leader.close().unwrap();
     cluster.check();
 }

@@ -100,8 +100,18 @@ impl BlockDevice for MemDevice {
         check_bounds(&self.name, self.size, offset, buf.len())?;
         for (chunk, inside, at) in Self::pieces(offset, buf.len()) {
             let mut shard = self.shard(chunk).write();
-            let c = shard.entry(chunk).or_insert_with(|| Arc::new([0; CHUNK_BYTES]));
-            Arc::make_mut(c)[inside].copy_from_slice(&buf[at]);
+            match shard.get_mut(&chunk) {
+                Some(c) => Arc::make_mut(c)[inside].copy_from_slice(&buf[at]),
+                None => {
+                    // A whole chunk, which is what metadata blocks are, needs no clearing.
+                    let whole = Arc::<[u8]>::from(&buf[at.clone()]).try_into();
+                    let mut c: Chunk = whole.unwrap_or_else(|_| Arc::new([0; CHUNK_BYTES]));
+                    if inside.len() < CHUNK_BYTES {
+                        Arc::make_mut(&mut c)[inside].copy_from_slice(&buf[at]);
+                    }
+                    shard.insert(chunk, c);
+                }
+            }
         }
         Ok(())
     }

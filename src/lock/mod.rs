@@ -39,9 +39,7 @@ pub(crate) use mode::Mode;
 pub(crate) use name::{LOCK_GROUP, LockName};
 #[cfg(not(loom))]
 pub use server::LockReport;
-#[cfg(test)]
-use server::Recovered;
-pub(crate) use server::{LockOut, LockServer};
+pub(crate) use server::{LockOut, LockServer, Recovered};
 
 use crate::error::Result;
 use crate::format::layout::NetLock;

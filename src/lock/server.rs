@@ -175,8 +175,6 @@ pub(crate) struct LockServer {
     /// Locks that got requests while recovery was pending.
     deferred: BTreeSet<LockName>,
     read_batch: u32,
-    /// Invalidations that were queued and not answered.
-    unanswered: usize,
 }
 
 impl LockServer {
@@ -188,7 +186,6 @@ impl LockServer {
             recovery_pending,
             deferred: BTreeSet::new(),
             read_batch: READ_BATCH,
-            unanswered: 0,
         }
     }
 
@@ -230,14 +227,8 @@ impl LockServer {
         let Some(entry) = self.locks.get_mut(&name) else { return };
         if let Some(inv) = entry.invalidated.iter_mut().find(|i| i.rid == rid) {
             inv.id = Some(id);
-            self.unanswered += 1;
             self.clients.entry(rid).or_default().asked.insert(id, name);
         }
-    }
-
-    /// Invalidations that were queued and not answered.
-    pub(crate) fn unanswered(&self) -> usize {
-        self.unanswered
     }
 
     /// The clients that owe an answer, each with the number of the oldest invalidation.
@@ -270,7 +261,6 @@ impl LockServer {
             return fail(Errno::EINVAL);
         }
         client.asked.remove(&id);
-        self.unanswered -= 1;
         entry.invalidated.remove(at);
         if new != Mode::Null {
             entry.granted.push(Granted { rid, mode: new });
@@ -338,7 +328,6 @@ impl LockServer {
     /// Forgets everything of a client that is gone; safe to repeat.
     pub(crate) fn reclaim(&mut self, rid: u64, next_seq: &mut dyn FnMut() -> u64, out: &mut Vec<LockOut>) {
         let Some(client) = self.clients.remove(&rid) else { return };
-        self.unanswered -= client.asked.len();
         let mut names: Vec<LockName> = client.locks.into_iter().collect();
         names.sort_unstable();
         for name in names {

@@ -11,7 +11,7 @@ use super::client::GREETING_FAREWELL;
 use super::codec::{Frame, FrameReader, Refusal};
 use super::command::{Command, WrongLength};
 use super::link::{Link, write_all};
-use super::receive::{read_frames, receive_all};
+use super::receive::{By, read_frames, receive_all};
 use super::server::{Inner, MAX_CLIENTS, ServerEvent};
 use super::session::{Session, Verdict};
 use super::transport::Stream;
@@ -70,7 +70,7 @@ impl Inner {
             Ok(attached) => {
                 let each = {
                     let (inner, link) = (self.clone(), link.clone());
-                    Arc::new(move |frame: &Frame<'_>| inner.receive(rid, &link, frame))
+                    Arc::new(move |frame: &Frame<'_>, by: By| inner.receive(rid, &link, frame, by))
                 };
                 let result = receive_all(stream, reader, || self.wait_for_room(&link), each);
                 link.detach(attached);
@@ -213,7 +213,7 @@ impl Inner {
     }
 
     /// Handles one message of a greeted client.
-    fn receive(&self, rid: u64, link: &Arc<Link<(), ()>>, frame: &Frame<'_>) -> Result<(), Refusal> {
+    fn receive(&self, rid: u64, link: &Arc<Link<(), ()>>, frame: &Frame<'_>, by: By) -> Result<(), Refusal> {
         let head = &frame.head;
         let len = frame.payload.len();
         let wrong_len = !head.response && len != head.cmd.request_len();
@@ -254,7 +254,11 @@ impl Inner {
                 ServerEvent::Response { rid, id: head.id, cmd: head.cmd, result }
             }
         };
-        self.send(event).map_err(|_| "the server has stopped")
+        let left = match &self.direct {
+            Some(direct) if by == By::Reader => direct.take(event, &mut &*self),
+            _ => Some(event),
+        };
+        left.map_or(Ok(()), |event| self.send(event)).map_err(|_| "the server has stopped")
     }
 
     /// Holds up a reading thread while too much waits for the server thread, or too much of this client's does. Mounts of

@@ -97,6 +97,7 @@ impl Echo {
             fmt_vers: 2,
             term: 1,
             reconnect_wait: RECONNECT_WAIT,
+            direct: None,
         };
         let net = Arc::new(ServerNet::start(config, events)?);
         let answering = Arc::downgrade(&net);

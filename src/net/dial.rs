@@ -11,7 +11,7 @@ use super::client::{GREETING_FAREWELL, GREETING_QUORUM, Inner, Own, is_down};
 use super::codec::{Frame, FrameReader};
 use super::command::Command;
 use super::link::write_all;
-use super::receive::{read_frames, receive_all};
+use super::receive::{By, read_frames, receive_all};
 use super::transport::Stream;
 use crate::error::{Errno, Error, Result, fail};
 use crate::format::layout::NetGreeting;
@@ -180,7 +180,7 @@ impl Dialer {
         let news = Arc::new(AtomicBool::new(false));
         let each = {
             let (inner, news) = (inner.clone(), news.clone());
-            Arc::new(move |frame: &Frame<'_>| {
+            Arc::new(move |frame: &Frame<'_>, _: By| {
                 if inner.receive(frame)? {
                     news.store(true, Ordering::Relaxed);
                 }

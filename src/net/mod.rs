@@ -45,6 +45,6 @@ pub(crate) use client::{ClientConn, ClientConnConfig, ClientHandler, Reply};
 pub(crate) use codec::FrameReader;
 pub(crate) use command::Command;
 pub use mem::MemTransport;
-pub(crate) use server::{RECONNECT_WAIT, ServerEvent, ServerNet, ServerNetConfig};
+pub(crate) use server::{Direct, Mail, RECONNECT_WAIT, ServerEvent, ServerNet, ServerNetConfig};
 pub use tcp::{TcpOptions, TcpTransport};
 pub use transport::{Datagrams, Listener, Sink, Stream, Transport};

@@ -5,9 +5,9 @@
 //! Therefore what is done with a frame
 //!
 //! 1. does not block,
-//! 2. on a server does nothing but to put it into the channel of the server thread: it may run on any thread of a mount,
-//!    whatever locks that holds,
-//! 3. on a client may run on the server's thread.
+//! 2. on a server does nothing but to put it into the channel of the server thread, if it came [`By::Sender`]: that may be any
+//!    thread of a mount, whatever locks that holds,
+//! 3. on a client may run on a thread of the server.
 
 use std::io;
 
@@ -16,8 +16,17 @@ use super::transport::{Sink, Stream};
 use crate::error::{Errno, Error, Result};
 use crate::sync::{Arc, Condvar, Mutex, Weak};
 
+/// Which thread has brought a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum By {
+    /// The one that owns the socket.
+    Reader,
+    /// The one that sent it.
+    Sender,
+}
+
 /// What is done with a frame; an error breaks the stream.
-pub(crate) type Each = dyn Fn(&Frame<'_>) -> Result<(), Refusal> + Send + Sync;
+pub(crate) type Each = dyn Fn(&Frame<'_>, By) -> Result<(), Refusal> + Send + Sync;
 
 /// Gives every frame to `each` until the stream ends, and says why it did. `before_read` may hold up a reading thread.
 pub(crate) fn receive_all(
@@ -28,7 +37,7 @@ pub(crate) fn receive_all(
 ) -> Result<()> {
     // What came together with the greeting.
     while let Some(frame) = reader.next().map_err(|why| refused(&**stream, why))? {
-        each(&frame).map_err(|why| refused(&**stream, why))?;
+        each(&frame, By::Reader).map_err(|why| refused(&**stream, why))?;
     }
     let delivery = Arc::new(Delivery {
         stream: Arc::downgrade(stream),
@@ -43,7 +52,7 @@ pub(crate) fn receive_all(
     let mut reader = std::mem::replace(&mut *delivery.reader.lock(), FrameReader::new());
     drop(delivery);
     read_frames(&**stream, &mut reader, |frame| {
-        each(frame)?;
+        each(frame, By::Reader)?;
         before_read();
         Ok(true)
     })
@@ -83,7 +92,7 @@ impl Delivery {
             bytes = &bytes[n..];
             reader.filled(n);
             while let Some(frame) = reader.next()? {
-                (self.each)(&frame)?;
+                (self.each)(&frame, By::Sender)?;
             }
         }
         Ok(())

@@ -3,7 +3,8 @@
 //! **Problem.** Clients come, break and come back; anybody may connect and say nonsense; the one thread that runs the
 //! server must see each request once and must never wait for a client.
 //!
-//! **Idea.** One thread per socket reads, checks and hands events to the server thread through a channel. Everything
+//! **Idea.** One thread per socket reads, checks and hands events to the server thread through a channel, except for what a
+//! [`Direct`] takes on the spot. Everything
 //! that outlives a socket is in one [`Link`] per rid. What the server thread sends is written by itself as far as the
 //! socket takes it, otherwise by the socket's writer thread.
 //!
@@ -16,7 +17,7 @@
 //!    told (`spec/05` S2, S3).
 //! 2. One link per rid. A later socket of the same rid takes it over, whatever term the client believes in, after the
 //!    earlier socket's thread has handed over all it had received (S7, S18).
-//! 3. A message counts as received exactly if it was put into the channel (`spec/04` W-8).
+//! 3. A message counts as received exactly if it was put into the channel or taken (`spec/04` W-8).
 //! 4. A client that said farewell is never reported lost; one that is reported lost is refused from then on.
 //! 5. Greetings of one rid are presented one at a time.
 
@@ -95,6 +96,25 @@ pub(crate) enum ServerEvent {
     },
 }
 
+/// Ways to the clients. None of them blocks.
+pub(crate) trait Mail {
+    /// Answers a request; ignored if the client is gone.
+    fn respond(&mut self, rid: u64, id: u64, cmd: Command, result: Result<Vec<u8>>);
+    /// Sends a request to a client; its id, or `ENOTCONN`.
+    fn request(&mut self, rid: u64, cmd: Command, payload: &[u8]) -> Result<u64>;
+    /// Breaks the connection of a client that broke the protocol; it may come back.
+    fn break_client(&mut self, rid: u64, why: &str);
+}
+
+/// Takes messages where they are read, before the server thread sees them.
+///
+/// Messages of one client may overtake each other that way: only what needs no order with what goes to the server thread may
+/// be taken. Those that are taken come in order.
+pub(crate) trait Direct: Send + Sync {
+    /// Takes the event, or gives it back for the server thread. Called by the threads that read sockets, without any lock.
+    fn take(&self, event: ServerEvent, mail: &mut dyn Mail) -> Option<ServerEvent>;
+}
+
 /// What a server's network is made of.
 pub(crate) struct ServerNetConfig {
     /// How clients reach us.
@@ -109,6 +129,8 @@ pub(crate) struct ServerNetConfig {
     pub(crate) term: u64,
     /// How long a lost client may stay away: [`RECONNECT_WAIT`] unless a test says otherwise.
     pub(crate) reconnect_wait: Duration,
+    /// Sees messages before the server thread.
+    pub(crate) direct: Option<Arc<dyn Direct>>,
 }
 
 /// How long a server waits for a disconnected client (`spec/05 §1.3`).
@@ -158,6 +180,7 @@ pub(super) struct Inner {
     pub(super) term: u64,
     pub(super) reconnect_wait: Duration,
     pub(super) events: Sender<ServerEvent>,
+    pub(super) direct: Option<Arc<dyn Direct>>,
     pub(super) state: Mutex<State>,
     /// Greetings may go on, or everything stops.
     pub(super) greetings: Condvar,
@@ -185,6 +208,7 @@ impl ServerNet {
             term: config.term,
             reconnect_wait: config.reconnect_wait,
             events,
+            direct: config.direct,
             state: Mutex::new(State::default()),
             greetings: Condvar::new(),
             timer: Condvar::new(),
@@ -211,28 +235,15 @@ impl ServerNet {
         self.listener.local_addr()
     }
 
-    fn link(&self, rid: u64) -> Option<Arc<Link<(), ()>>> {
-        self.inner.state.lock().clients.get(&rid).map(|c| c.link.clone())
-    }
-
     /// Answers a request. Ignored when the client is gone.
     pub(crate) fn respond(&self, rid: u64, id: u64, cmd: Command, result: Result<Vec<u8>>) {
-        if let Some(link) = self.link(rid) {
-            let mut state = link.lock();
-            state.session.respond(cmd, id, result.as_deref());
-            link.pump(state);
-        }
+        (&*self.inner).respond(rid, id, cmd, result);
     }
 
     /// Sends a request to a client, returns its id. `ENOTCONN` when the server has no connection state of the client
     /// (any more); a client that has lost its socket and may come back gets it then.
     pub(crate) fn request(&self, rid: u64, cmd: Command, payload: &[u8]) -> Result<u64> {
-        debug_assert!(cmd.served_by_client() && payload.len() == cmd.request_len(), "{cmd:?} {}", payload.len());
-        let Some(link) = self.link(rid) else { return fail(Errno::ENOTCONN) };
-        let mut state = link.lock();
-        let id = state.session.request(cmd, payload, ());
-        link.pump(state);
-        Ok(id)
+        (&*self.inner).request(rid, cmd, payload)
     }
 
     /// Ends a greeting. `Ok`: the client is let in, and requests may be sent to it from now on (they follow the greeting
@@ -259,10 +270,7 @@ impl ServerNet {
 
     /// Breaks the socket of a client that broke the protocol. It may come back and do better.
     pub(crate) fn break_client(&self, rid: u64, why: &str) {
-        if let Some(link) = self.link(rid) {
-            tracing::warn!(rid, why, "the connection of a client is broken off");
-            link.lock().break_socket();
-        }
+        (&*self.inner).break_client(rid, why);
     }
 
     /// Forgets a client (it has been reclaimed): its socket is closed, nothing is reported about it any more.
@@ -312,7 +320,37 @@ impl Drop for ServerNet {
     }
 }
 
+impl Mail for &Inner {
+    fn respond(&mut self, rid: u64, id: u64, cmd: Command, result: Result<Vec<u8>>) {
+        if let Some(link) = self.link(rid) {
+            let mut state = link.lock();
+            state.session.respond(cmd, id, result.as_deref());
+            link.pump(state);
+        }
+    }
+
+    fn request(&mut self, rid: u64, cmd: Command, payload: &[u8]) -> Result<u64> {
+        debug_assert!(cmd.served_by_client() && payload.len() == cmd.request_len(), "{cmd:?} {}", payload.len());
+        let Some(link) = self.link(rid) else { return fail(Errno::ENOTCONN) };
+        let mut state = link.lock();
+        let id = state.session.request(cmd, payload, ());
+        link.pump(state);
+        Ok(id)
+    }
+
+    fn break_client(&mut self, rid: u64, why: &str) {
+        if let Some(link) = self.link(rid) {
+            tracing::warn!(rid, why, "the connection of a client is broken off");
+            link.lock().break_socket();
+        }
+    }
+}
+
 impl Inner {
+    fn link(&self, rid: u64) -> Option<Arc<Link<(), ()>>> {
+        self.state.lock().clients.get(&rid).map(|c| c.link.clone())
+    }
+
     fn accept_loop(self: &Arc<Self>, listener: &dyn Listener) {
         loop {
             let accepted = listener.accept();

@@ -18,18 +18,15 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use zerocopy::IntoBytes;
-
 use crate::error::{Errno, Error, Result};
 use crate::format::layout::{
-    LogMergeComplete, LogTrees, MountedClient, NetResizeDevices, NetRoots, OpenInoMapArgs, SrchCompact,
-    VolumeOptionValues,
+    LogMergeComplete, LogTrees, MountedClient, NetResizeDevices, OpenInoMapArgs, SrchCompact, VolumeOptionValues,
 };
 use crate::format::wire::exact;
-use crate::lock::LockServer;
-use crate::net::{Command, ServerEvent};
-use crate::sync::{HashMap, HashSet, Instant};
+use crate::net::{Command, Mail, ServerEvent};
+use crate::sync::{Arc, HashMap, HashSet, Instant};
 
+use super::desk::Desk;
 use super::fence::FenceReason;
 use super::log_trees::GetLogTrees;
 use super::omap::OpenMaps;
@@ -39,15 +36,9 @@ use super::silence::Silence;
 use super::trees::Trees;
 
 /// What the core does to the world. None of it may block.
-pub(crate) trait Peers {
-    /// Answers a request; ignored if the client is gone.
-    fn respond(&mut self, rid: u64, id: u64, cmd: Command, result: Result<Vec<u8>>);
-    /// Sends a request to a client; its id, or `ENOTCONN`.
-    fn request(&mut self, rid: u64, cmd: Command, payload: &[u8]) -> Result<u64>;
+pub(crate) trait Peers: Mail {
     /// Ends a greeting.
     fn greeting_done(&mut self, token: u64, result: Result<()>);
-    /// Breaks the connection of a client that broke the protocol; it may come back.
-    fn break_client(&mut self, rid: u64, why: &str);
     /// Forgets a client that was reclaimed after fencing.
     fn drop_client(&mut self, rid: u64);
     /// Has a mount fenced; the outcome comes back as [`Event::Fenced`].
@@ -194,7 +185,7 @@ pub(crate) struct CoreConfig {
 pub(crate) struct ServerCore {
     pub(super) config: CoreConfig,
     pub(super) trees: Trees,
-    pub(super) locks: LockServer,
+    pub(super) desk: Arc<Desk>,
     pub(super) locks_blocked: bool,
     pub(super) omap: OpenMaps,
     pub(super) recovery: Recovery,
@@ -234,7 +225,7 @@ impl ServerCore {
         let blocked = recovery.locks_pending();
         let mut core = ServerCore {
             config,
-            locks: LockServer::new(blocked),
+            desk: Desk::new(blocked, trees.core_seq.clone(), trees.stable.clone()),
             locks_blocked: blocked,
             omap: OpenMaps::default(),
             recovery,
@@ -297,7 +288,7 @@ impl ServerCore {
             return peers.respond(from.rid, from.id, from.cmd, Err(Errno::EIO.into()));
         }
         match from.cmd {
-            Command::Lock => self.lock_request(from, payload, peers),
+            Command::Lock => self.desk.request(from.rid, from.id, payload, peers),
             Command::OpenInoMap => {
                 let args = exact::<OpenInoMapArgs>("open inode map request", payload);
                 let recovering = self.recovery.greeting_pending();
@@ -308,27 +299,14 @@ impl ServerCore {
             }
             Command::Farewell => self.farewell(from),
             Command::GetRoots | Command::GetLastSeq | Command::GetVolopt | Command::Statfs => {
-                let answer = self.read_only(from.cmd);
+                let answer =
+                    self.desk.answer(from.cmd).unwrap_or_else(|| self.trees.stable_seq().to_le_bytes().to_vec());
                 peers.respond(from.rid, from.id, from.cmd, Ok(answer));
             }
             _ => match self.job(from, payload) {
                 Ok(job) => self.ready.push_back(job),
                 Err(e) => peers.respond(from.rid, from.id, from.cmd, Err(e)),
             },
-        }
-    }
-
-    /// Requests that are answered from what the last commit wrote.
-    fn read_only(&self, cmd: Command) -> Vec<u8> {
-        let stable = &self.trees.stable;
-        match cmd {
-            Command::GetRoots => {
-                let (fs_root, logs_root, srch_root) = (stable.fs_root, stable.logs_root, stable.srch_root);
-                NetRoots { fs_root, logs_root, srch_root }.as_bytes().to_vec()
-            }
-            Command::GetLastSeq => self.trees.stable_seq().to_le_bytes().to_vec(),
-            Command::Statfs => self.trees.statfs().as_bytes().to_vec(),
-            _ => stable.volopt.as_bytes().to_vec(),
         }
     }
 
@@ -374,7 +352,7 @@ impl ServerCore {
             Err(error) => return Err(error),
         };
         match cmd {
-            Command::Lock => self.lock_response(rid, id, &payload, peers)?,
+            Command::Lock => self.desk.response(rid, id, &payload, peers)?,
             Command::LockRecover => self.lock_recover(rid, &payload, peers),
             Command::OpenInoMap => {
                 let out = self.omap.response(rid, &exact("open inode map response", &payload)?);
@@ -435,11 +413,17 @@ impl ServerCore {
         jobs.append(&mut self.ready);
         self.ready = jobs;
         if self.trees.is_dirty() {
-            self.trees.commit(self.connected.len())?;
+            self.commit()?;
         }
         for answer in std::mem::take(&mut self.answers) {
             self.give(answer, peers);
         }
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        self.trees.commit(self.connected.len())?;
+        self.desk.publish(&self.trees.stable);
         Ok(())
     }
 
@@ -508,7 +492,7 @@ impl ServerCore {
         }
         // Nothing to commit, but the lists are low: commits that do nothing else refill them.
         for _ in 0..ROTATIONS {
-            self.trees.commit(self.connected.len())?;
+            self.commit()?;
             if self.has_room() {
                 return Ok(Admit::Yes);
             }

@@ -8,7 +8,7 @@ use crate::error::{Errno, Error, Result};
 use crate::format::Key;
 use crate::format::consts::{AF_IPV4, GREETING_FAREWELL, GREETING_QUORUM, MOUNTED_CLIENT_QUORUM};
 use crate::format::layout::{MountedClient, NetGreeting, OpenInoMapArgs};
-use crate::lock::{LockOut, wire};
+use crate::lock::{Recovered, wire};
 use crate::net::Command;
 use crate::quorum::{MountedState, farewells_to_answer};
 use crate::sync::Instant;
@@ -63,6 +63,7 @@ impl ServerCore {
     pub(super) fn first_contact(&mut self, rid: u64, peers: &mut dyn Peers) {
         if self.trees.mounted.contains_key(&rid) {
             self.connected.insert(rid);
+            self.desk.admit(rid);
             self.omap.join(rid);
             if self.recovery.owes_locks(rid) {
                 self.ask_for_locks(rid, Key::ZEROS, peers);
@@ -70,44 +71,6 @@ impl ServerCore {
         }
         self.recovery.greeted(rid);
         self.recovery_moved(peers);
-    }
-
-    // Locks.
-
-    pub(super) fn lock_request(&mut self, from: Asker, payload: &[u8], peers: &mut dyn Peers) {
-        let mut out = Vec::new();
-        let trees = &mut self.trees;
-        let done = wire::parse_lock(payload)
-            .and_then(|lock| self.locks.request(from.rid, from.id, &lock, &mut || trees.next_seq(), &mut out));
-        if let Err(e) = done {
-            // Lock messages never carry an error (`spec/04 §6.1`).
-            peers.break_client(from.rid, &format!("lock request refused: {e}"));
-        }
-        self.send_locks(out, peers);
-    }
-
-    /// An error says that the client has lied about a mode: it would keep what it was asked to give up.
-    pub(super) fn lock_response(&mut self, rid: u64, id: u64, payload: &[u8], peers: &mut dyn Peers) -> Result<()> {
-        let mut out = Vec::new();
-        let trees = &mut self.trees;
-        let done = wire::parse_lock(payload)
-            .and_then(|lock| self.locks.response(rid, id, &lock, &mut || trees.next_seq(), &mut out));
-        self.send_locks(out, peers);
-        done
-    }
-
-    pub(super) fn send_locks(&mut self, out: Vec<LockOut>, peers: &mut dyn Peers) {
-        for message in out {
-            match message {
-                LockOut::Grant { rid, id, lock } => {
-                    peers.respond(rid, id, Command::Lock, Ok(lock.as_bytes().to_vec()));
-                }
-                LockOut::Invalidate { rid, lock } => match peers.request(rid, Command::Lock, lock.as_bytes()) {
-                    Ok(id) => self.locks.invalidate_sent(rid, &lock, id),
-                    Err(e) => tracing::debug!(rid, error = %e, "an invalidation waits for the reclaim of its client"),
-                },
-            }
-        }
     }
 
     // Recovery.
@@ -122,17 +85,11 @@ impl ServerCore {
         if !self.recovery.owes_locks(rid) {
             return peers.break_client(rid, "a report of locks that nobody wants");
         }
-        let seq = self.trees.seq();
-        match wire::parse_recover(payload).and_then(|locks| self.locks.recovered(rid, &locks, seq)) {
-            Ok(recovered) => {
-                self.trees.raise_seq(recovered.max_write_seq);
-                match recovered.next {
-                    Some(next) => self.ask_for_locks(rid, next, peers),
-                    None => {
-                        self.recovery.locks_done(rid);
-                        self.recovery_moved(peers);
-                    }
-                }
+        match wire::parse_recover(payload).and_then(|locks| self.desk.recovered(rid, &locks)) {
+            Ok(Recovered { next: Some(next), .. }) => self.ask_for_locks(rid, next, peers),
+            Ok(Recovered { next: None, .. }) => {
+                self.recovery.locks_done(rid);
+                self.recovery_moved(peers);
             }
             // It stays pending, and is fenced when the time is over.
             Err(e) => peers.break_client(rid, &format!("report of locks refused: {e}")),
@@ -143,10 +100,7 @@ impl ServerCore {
     fn recovery_moved(&mut self, peers: &mut dyn Peers) {
         if self.locks_blocked && !self.recovery.locks_pending() {
             self.locks_blocked = false;
-            let mut out = Vec::new();
-            let trees = &mut self.trees;
-            self.locks.set_recovery_pending(false, &mut || trees.next_seq(), &mut out);
-            self.send_locks(out, peers);
+            self.desk.end_recovery(peers);
         }
         if !self.recovery.greeting_pending() {
             let out = self.omap.recovered();
@@ -197,13 +151,17 @@ impl ServerCore {
 
     /// Invalidations that are not answered.
     fn watch_silence(&mut self, now: Instant, peers: &mut dyn Peers) {
-        if self.locks.unanswered() > 0 {
+        // One mount alone is asked for nothing; with two, the desk need not tell anybody that it has asked.
+        if self.connected.len() > 1 {
             self.silence.watch(now);
         }
         if !self.silence.is_due(now) {
             return;
         }
-        for due in self.silence.look(now, self.locks.owing()) {
+        for (rid, at) in self.desk.heard() {
+            self.silence.heard(rid, at);
+        }
+        for due in self.silence.look(now, self.desk.owing().into_iter()) {
             match due {
                 Due::Probe(rid) => {
                     // Number 0 is nobody's request: only that there is an answer counts.
@@ -214,6 +172,9 @@ impl ServerCore {
                 }
                 Due::Fence(rid, why) => self.distrust(rid, &why, now, peers),
             }
+        }
+        if self.connected.len() > 1 {
+            self.silence.watch(now);
         }
     }
 

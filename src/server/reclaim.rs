@@ -31,10 +31,7 @@ impl ServerCore {
         let rid = reclaim.rid;
         if !reclaim.locks_done {
             reclaim.locks_done = true;
-            let mut out = Vec::new();
-            let trees = &mut self.trees;
-            self.locks.reclaim(rid, &mut || trees.next_seq(), &mut out);
-            self.send_locks(out, peers);
+            self.desk.reclaim(rid, peers);
         }
         let done = self.finalize_log_tree(rid)? && self.reclaim_compactions(rid)? && self.reclaim_merges(rid)?;
         if !done || (!self.has_room() && self.trees.is_dirty()) {

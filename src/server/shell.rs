@@ -19,7 +19,7 @@ use crate::block::BlockStore;
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::format::Rid;
-use crate::net::{Command, ServerEvent, ServerNet, ServerNetConfig, Transport};
+use crate::net::{Command, Mail, ServerEvent, ServerNet, ServerNetConfig, Transport};
 use crate::quorum::{Leader, ServerControl, ServerStart, ServerState, votes_needed};
 use crate::sync::channel::{Receiver, Selected, Sender, select, unbounded};
 use crate::sync::{Arc, Instant, Mutex, thread};
@@ -209,14 +209,6 @@ impl Run {
             return Ok(());
         }
         let trees = Trees::open(self.config.store.clone(), self.config.data_dev.clone(), self.config.flush_data)?;
-        let net_config = ServerNetConfig {
-            transport: self.config.transport.clone(),
-            addr: self.config.addr,
-            fsid: self.config.store.fsid(),
-            fmt_vers: trees.sup.fmt_vers.get(),
-            term: self.start.term,
-            reconnect_wait: self.config.reconnect_wait,
-        };
         let core_config = CoreConfig {
             votes_needed: votes_needed(&trees.sup.qconf),
             merge_wait: self.config.merge_wait,
@@ -226,6 +218,15 @@ impl Run {
         let fenced: Vec<u64> = self.start.fence.iter().map(|l| l.rid).collect();
         let core = ServerCore::new(trees, core_config, &fenced, Instant::now())?;
         let (events, receiver) = unbounded();
+        let net_config = ServerNetConfig {
+            transport: self.config.transport.clone(),
+            addr: self.config.addr,
+            fsid: self.config.store.fsid(),
+            fmt_vers: core.trees.sup.fmt_vers.get(),
+            term: self.start.term,
+            reconnect_wait: self.config.reconnect_wait,
+            direct: Some(core.desk.clone()),
+        };
         let net = ServerNet::start(net_config, events)?;
         {
             let mut status = self.shared.status.lock();
@@ -332,7 +333,7 @@ struct NetPeers<'a> {
     run: &'a Run,
 }
 
-impl Peers for NetPeers<'_> {
+impl Mail for NetPeers<'_> {
     fn respond(&mut self, rid: u64, id: u64, cmd: Command, result: Result<Vec<u8>>) {
         self.net.respond(rid, id, cmd, result);
     }
@@ -341,12 +342,14 @@ impl Peers for NetPeers<'_> {
         self.net.request(rid, cmd, payload)
     }
 
-    fn greeting_done(&mut self, token: u64, result: Result<()>) {
-        self.net.greeting_done(token, result);
-    }
-
     fn break_client(&mut self, rid: u64, why: &str) {
         self.net.break_client(rid, why);
+    }
+}
+
+impl Peers for NetPeers<'_> {
+    fn greeting_done(&mut self, token: u64, result: Result<()>) {
+        self.net.greeting_done(token, result);
     }
 
     fn drop_client(&mut self, rid: u64) {

@@ -21,6 +21,7 @@ use crate::format::consts::{
 use crate::format::layout::{LogMergeComplete, LogMergeRequest, LogTrees, MountedClient, SrchCompact, SuperBlock};
 use crate::format::{Key, KeyRange, Rid, check, keys};
 use crate::sync::Arc;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 use super::records::{LastLog, Record, Sums};
 use super::shadow::{self, SuperWriter};
@@ -33,7 +34,8 @@ pub(crate) struct Trees {
     pub(super) flush_data: bool,
     pub(super) writer: SuperWriter,
     pub(super) sup: Box<SuperBlock>,
-    pub(super) stable: Arc<SuperBlock>,
+    /// The last commit.
+    pub(super) stable: Arc<Published>,
     pub(super) dirty: DirtySet,
     pub(super) alloc: MetaAlloc,
     /// Which pair of `server_meta_avail`/`server_meta_freed` the running commit allocates from.
@@ -41,17 +43,49 @@ pub(crate) struct Trees {
     /// Which of `meta_alloc` supplies blocks; the other receives them.
     pub(super) avail_root: usize,
     pub(super) stock: Stock,
-    pub(super) core_seq: u64,
+    pub(super) core_seq: Arc<CoreSeq>,
     pub(super) changed: bool,
     pub(super) commits: u64,
     pub(super) sums: Sums,
-    pub(super) stable_sums: Sums,
     pub(super) last_logs: BTreeMap<u64, LastLog>,
     pub(super) mounted: BTreeMap<u64, MountedClient>,
     /// Zones of the data device that each log tree allocates in.
     pub(super) zones: ZoneOwners,
     /// get_trans_seq of transactions whose commit is applied but not durable yet.
     pub(super) closing: Vec<u64>,
+}
+
+/// The core sequence counter. It only grows.
+pub(crate) struct CoreSeq(AtomicU64);
+
+impl CoreSeq {
+    /// The last value handed out.
+    pub(super) fn now(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// The next value.
+    pub(super) fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// The counter must not be below `seq`.
+    pub(super) fn raise(&self, seq: u64) {
+        self.0.fetch_max(seq, Ordering::SeqCst);
+    }
+
+    /// Sets it back, for replays.
+    #[cfg(test)]
+    pub(super) fn set(&self, seq: u64) {
+        self.0.store(seq, Ordering::SeqCst);
+    }
+}
+
+/// A commit that is durable.
+pub(crate) struct Published {
+    pub(super) sup: SuperBlock,
+    /// What the records of its trees account for.
+    pub(super) sums: Sums,
 }
 
 /// All keys of a zone.
@@ -81,18 +115,17 @@ impl Trees {
             store,
             data_dev,
             flush_data,
-            stable: Arc::new(*sup),
+            stable: Arc::new(Published { sup: *sup, sums: Sums::default() }),
             dirty: DirtySet::new(),
             alloc,
             active,
             avail_root,
             stock: Stock::for_volume(sup.total_meta_blocks.get(), sup.total_data_blocks.get()),
-            core_seq: sup.seq.get(),
+            core_seq: Arc::new(CoreSeq(AtomicU64::new(sup.seq.get()))),
             sup,
             changed: false,
             commits: 0,
             sums: Sums::default(),
-            stable_sums: Sums::default(),
             last_logs: BTreeMap::new(),
             mounted: BTreeMap::new(),
             zones: ZoneOwners::default(),
@@ -125,7 +158,7 @@ impl Trees {
         let compactions = KeyRange::new(Key { kind: TYPE_SRCH_PENDING, ..zone(ZONE_SRCH).start }, zone(ZONE_SRCH).end);
         sums.add(self.sum_up::<SrchCompact>(compactions)?);
         self.sums.add(sums);
-        self.stable_sums = self.sums;
+        self.stable = Arc::new(Published { sup: *self.sup, sums: self.sums });
         Ok(())
     }
 
@@ -250,13 +283,13 @@ impl Trees {
         Ok(lt)
     }
 
-    /// Records a mount.
     /// Recomputes what is handed around, after the volume's size or the number of its mounts has changed.
     pub(super) fn restock(&mut self) {
         let (meta, data) = (self.sup.total_meta_blocks.get(), self.sup.total_data_blocks.get());
         self.stock = Stock::shared(meta, data, self.mounted.len() as u64);
     }
 
+    /// Records a mount.
     pub(super) fn put_mounted(&mut self, rid: u64, client: MountedClient) -> Result<()> {
         self.put(&keys::mounted_client(Rid(rid)), &client)?;
         self.mounted.insert(rid, client);
@@ -276,18 +309,17 @@ impl Trees {
 
     /// The last value handed out.
     pub(super) fn seq(&self) -> u64 {
-        self.core_seq
+        self.core_seq.now()
     }
 
     /// The next value.
     pub(super) fn next_seq(&mut self) -> u64 {
-        self.core_seq += 1;
-        self.core_seq
+        self.core_seq.next()
     }
 
     /// The counter must not be below `seq`.
     pub(super) fn raise_seq(&mut self, seq: u64) {
-        self.core_seq = self.core_seq.max(seq);
+        self.core_seq.raise(seq);
     }
 
     /// No transaction that becomes visible from now on contains a sequence number up to this one (`spec/05 §5.3`).
@@ -296,7 +328,7 @@ impl Trees {
     pub(super) fn stable_seq(&self) -> u64 {
         let open = self.last_logs.iter().filter(|(rid, l)| l.is_open() && self.mounted.contains_key(rid));
         let open = open.map(|(_, l)| l.get_seq).chain(self.closing.iter().copied());
-        open.map(|get| get.saturating_sub(1)).fold(self.core_seq.saturating_sub(1), u64::min)
+        open.map(|get| get.saturating_sub(1)).fold(self.seq().saturating_sub(1), u64::min)
     }
 }
 

@@ -37,7 +37,11 @@ impl Cluster {
     /// A volume with so many quorum slots on the loopback address.
     pub(crate) fn new(slots: usize) -> Cluster {
         // Sparse; the reserve that the server keeps for each mount is counted in gigabytes.
-        let (meta, data) = (MemDevice::new(64 << 30), MemDevice::new(64 << 30));
+        Cluster::on(MemDevice::new(64 << 30), MemDevice::new(64 << 30), slots)
+    }
+
+    /// The same on these devices.
+    pub(crate) fn on(meta: Device, data: Device, slots: usize) -> Cluster {
         let slots = (0..slots).map(|nr| format!("{nr},127.0.0.1,{}", free_port()).parse().unwrap()).collect();
         let options = MkfsOptions { allow_small: true, quorum_slots: slots, ..MkfsOptions::default() };
         mkfs(&*meta, &*data, &options).unwrap();
@@ -46,6 +50,16 @@ impl Cluster {
 
     /// One more node; without a slot it is a mere client.
     pub(crate) fn mount(&self, slot: Option<u8>) -> Volume {
+        self.mount_through(self.meta.clone(), slot)
+    }
+
+    /// The metadata device.
+    pub(crate) fn meta(&self) -> Device {
+        self.meta.clone()
+    }
+
+    /// The same with a device of its own before the metadata device.
+    pub(crate) fn mount_through(&self, meta: Device, slot: Option<u8>) -> Volume {
         let mut options = VolumeOptions::default();
         options.quorum_slot = slot;
         options.heartbeat_timeout = Duration::from_secs(2);
@@ -53,7 +67,7 @@ impl Cluster {
             transport: Some(TcpTransport::new(TcpOptions::default()).unwrap()),
             fencer: Some(Arc::new(HostFencer::new(self.marks.path()).unwrap())),
         };
-        Volume::open_in(self.meta.clone(), self.data.clone(), options, environment).unwrap()
+        Volume::open_in(meta, self.data.clone(), options, environment).unwrap()
     }
 
     /// The volume must be consistent; nobody has it mounted.

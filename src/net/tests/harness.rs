@@ -141,7 +141,15 @@ pub(super) fn server(
     reconnect_wait: Duration,
 ) -> (Arc<ServerNet>, Receiver<ServerEvent>) {
     let (events, receiver) = unbounded();
-    let config = ServerNetConfig { transport: transport.clone(), addr, fsid: FSID, fmt_vers: 2, term, reconnect_wait };
+    let config = ServerNetConfig {
+        transport: transport.clone(),
+        addr,
+        fsid: FSID,
+        fmt_vers: 2,
+        term,
+        reconnect_wait,
+        direct: None,
+    };
     (Arc::new(ServerNet::start(config, events).expect("a server starts")), receiver)
 }
 

@@ -128,14 +128,14 @@ fn a_client_that_never_gives_up_a_lock_is_fenced_in_the_end() {
 #[test]
 fn senseless_lock_requests_break_the_connection_and_change_nothing() {
     let (mut server, _, wanted) = contended();
-    let before = server.core.locks.dump();
+    let before = server.core.desk.dump();
     let key = LockName::inode(Ino(5 * 1024)).start();
     server.lock(2, key, 0, 4);
     server.lock(2, key.next(), 0, READ);
     // A second request for the same lock.
     server.lock(2, key, 0, WRITE);
     assert_eq!(server.wire.broken, [2, 2, 2]);
-    assert_eq!(server.core.locks.dump(), before);
+    assert_eq!(server.core.desk.dump(), before);
     assert!(server.taken(2, wanted).is_none(), "the first request still waits");
     // A report of locks that nobody asked for.
     server

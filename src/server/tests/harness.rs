@@ -17,7 +17,7 @@ use crate::error::{Errno, Error, Result};
 use crate::format::consts::*;
 use crate::format::layout::*;
 use crate::format::{DataBlock, Ino, Key, KeyRange, keys};
-use crate::net::{Command, ServerEvent};
+use crate::net::{Command, Mail, ServerEvent};
 use crate::offline::{MkfsOptions, mkfs};
 use crate::sync::Arc;
 
@@ -50,7 +50,7 @@ pub(super) struct Wire {
     last_id: u64,
 }
 
-impl Peers for Wire {
+impl Mail for Wire {
     fn respond(&mut self, rid: u64, id: u64, _cmd: Command, result: Result<Vec<u8>>) {
         assert!(self.responses.insert((rid, id), result).is_none(), "request {id} of {rid} answered twice");
     }
@@ -64,12 +64,14 @@ impl Peers for Wire {
         Ok(self.last_id)
     }
 
-    fn greeting_done(&mut self, token: u64, result: Result<()>) {
-        assert!(self.greeted.insert(token, result).is_none(), "greeting {token} answered twice");
-    }
-
     fn break_client(&mut self, rid: u64, _why: &str) {
         self.broken.push(rid);
+    }
+}
+
+impl Peers for Wire {
+    fn greeting_done(&mut self, token: u64, result: Result<()>) {
+        assert!(self.greeted.insert(token, result).is_none(), "greeting {token} answered twice");
     }
 
     fn drop_client(&mut self, rid: u64) {

@@ -32,7 +32,7 @@ fn a_greeting_is_durable_before_its_answer() {
     let (meta, _, mut server) = small(1);
     server.greet(9, 0, GREETING_QUORUM).unwrap();
     let mounted = account(meta).sup.mounted_clients;
-    assert_eq!(mounted, server.core.trees.stable.mounted_clients);
+    assert_eq!(mounted, server.core.trees.stable.sup.mounted_clients);
     assert!(mounted.height > 0);
     assert_eq!(server.core.trees.mounted[&9].flags, MOUNTED_CLIENT_QUORUM);
 }

@@ -77,7 +77,7 @@ fn start(scenario: &Value, counter: u64) -> TestServer {
         }
         trees.put_log_trees(&lt).unwrap();
     }
-    trees.core_seq = counter;
+    trees.core_seq.set(counter);
     core.start_merge().unwrap();
     server.run().unwrap();
     server
@@ -89,7 +89,7 @@ fn merge_items(server: &TestServer) -> Vec<Value> {
     let reader = Reader::new(&trees.store);
     let mut items = Vec::new();
     let mut at = Key::ZEROS;
-    while let Some((key, item)) = btree::next(&reader, &trees.stable.log_merge, &at).unwrap() {
+    while let Some((key, item)) = btree::next(&reader, &trees.stable.sup.log_merge, &at).unwrap() {
         let value = &item.value[..];
         let content = match key.zone {
             ZONE_LOG_MERGE_STATUS => {
@@ -230,7 +230,7 @@ fn main_items(server: &TestServer) -> Vec<(Key, u64)> {
     let trees = &server.core.trees;
     let mut all = Vec::new();
     let mut at = item_key(0);
-    while let Some((key, item)) = btree::next(&Reader::new(&trees.store), &trees.stable.fs_root, &at).unwrap() {
+    while let Some((key, item)) = btree::next(&Reader::new(&trees.store), &trees.stable.sup.fs_root, &at).unwrap() {
         all.push((key, item.seq));
         at = key.next();
     }

@@ -3,6 +3,7 @@
 mod account;
 mod compactions;
 mod crash;
+mod desk;
 mod distrust;
 mod harness;
 mod members;
