@@ -265,6 +265,8 @@ impl Node {
         self.stop_background();
         self.locks.shutdown();
         let committed = if self.read_only { Ok(()) } else { self.txn.close() };
+        #[cfg(sim)]
+        crate::sync::watch::locks_leave();
         let left = self.link.farewell();
         self.link.close();
         self.locks.close();

@@ -274,6 +274,14 @@ impl<W> Machine<W> {
             && hot.word.load().unused()
     }
 
+    /// Invariant 1, checked after every input.
+    #[cfg(any(test, sim))]
+    pub(super) fn check(&self, hot: &Hot) {
+        let effective = hot.word.load().mode();
+        assert_eq!(effective.lowered_to(self.held), effective, "S-2: {effective} is used, {} is held", self.held);
+        assert!(self.working.is_some() || effective == self.held, "S-17: {effective} is used, {} is held", self.held);
+    }
+
     /// For diagnostics: outstanding request, queued messages, invalidation in progress, waiters.
     #[cfg(test)]
     pub(super) fn load(&self) -> (Option<Mode>, usize, bool, usize) {

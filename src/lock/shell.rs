@@ -218,7 +218,19 @@ impl<P: Protected> Shell<P> {
         f: impl FnOnce(&mut Machine<Arc<Waiter>>, &mut Outs<Arc<Waiter>>) -> R,
     ) -> R {
         let mut out = Outs::new();
-        let r = f(&mut lock.machine.lock(), &mut out);
+        let r = {
+            let mut machine = lock.machine.lock();
+            #[cfg(sim)]
+            let before = machine.held();
+            let r = f(&mut machine, &mut out);
+            #[cfg(any(test, sim))]
+            machine.check(&lock.hot);
+            #[cfg(sim)]
+            if machine.held() != before {
+                crate::sync::watch::lock_holds(&lock.name(), machine.held().wire());
+            }
+            r
+        };
         self.run(lock, out);
         r
     }

@@ -19,6 +19,7 @@ pub use crate::sync::sim::sched::{
     sleep, spare, thread_name, trace, wake_all,
 };
 pub use crate::sync::sim::thread::{JoinHandle, spawn_on};
+pub use crate::sync::sim::watch::{LockChange, on_lock};
 pub use disk::{DiskProfile, SimDisk, SimHandle};
 pub use fence::{FenceProfile, SimFencer, SimFencing};
 pub use net::{NetProfile, SimNet, SimTransport};

@@ -1,18 +1,20 @@
 //! A cluster under a seed: its machines, what happens to them, and whether it recovers.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use scoutfs::offline::{CheckOptions, MkfsOptions, check, mkfs};
 use scoutfs::sim::{
-    self, DRIVER, DiskProfile, FenceProfile, NetProfile, SimDisk, SimFencer, SimFencing, SimNet, below, between, one_in,
+    self, DRIVER, DiskProfile, FenceProfile, LockChange, NetProfile, SimDisk, SimFencer, SimFencing, SimNet, below,
+    between, one_in,
 };
 use scoutfs::{Environment, Error, Volume, VolumeOptions};
 
 use super::history::{History, Object};
 use super::linear::{self, Verdict};
-use super::work::{self, Objects};
+use super::work::{self, NOTHING, Objects};
 
 const DISK_BYTES: u64 = 64 << 30;
 /// With everything healed, every node must be up and working within this time: two recoveries with their fencing.
@@ -73,6 +75,8 @@ pub(crate) struct Cluster {
     next_node: Mutex<u32>,
     faults: Mutex<Vec<String>>,
     ending: Mutex<bool>,
+    /// Who relies on which lock, in which mode.
+    locks: Mutex<BTreeMap<String, BTreeMap<u32, u8>>>,
 }
 
 fn ip(machine: usize) -> IpAddr {
@@ -121,6 +125,7 @@ impl Cluster {
             next_node: Mutex::new(1),
             faults: Mutex::default(),
             ending: Mutex::new(false),
+            locks: Mutex::default(),
         });
         let (crashes, cuts) = (cluster.clone(), cluster.clone());
         sim::on_crash(move |node| {
@@ -254,6 +259,34 @@ impl Cluster {
         self.data.set_profile(disk);
         self.net.set_profile(net);
         self.note("the objects are made".into());
+        // Before, several mounts had one number.
+        let watcher = self.clone();
+        sim::on_lock(move |node, change| watcher.lock_changed(node, change));
+    }
+
+    /// Of two nodes that have not been cut off, never do two rely on modes that exclude each other (`spec/04` S-1).
+    fn lock_changed(&self, node: u32, change: LockChange) {
+        let mut locks = self.locks.lock().expect("not held for long");
+        let LockChange::Holds { name, mode } = change else {
+            return locks.values_mut().for_each(|holders| drop(holders.remove(&node)));
+        };
+        let holders = locks.entry(name.clone()).or_default();
+        if mode == 0 {
+            holders.remove(&node);
+            return;
+        }
+        holders.insert(node, mode);
+        if self.history.is_gone(node) {
+            return;
+        }
+        // Read with read, and blind writing with blind writing.
+        let shared = |other: u8| mode == other && mode != 2;
+        if let Some((other, theirs)) =
+            holders.iter().find(|(n, m)| **n != node && !shared(**m) && !self.history.is_gone(**n))
+        {
+            let story = self.story();
+            sim::fail(&format!("S-1: node {node} holds {name} in mode {mode}, node {other} in mode {theirs}\n{story}"));
+        }
     }
 
     /// Looks after one machine: boots it when it is down.
@@ -401,8 +434,10 @@ impl Cluster {
     pub(crate) fn check(&self) -> Result<(), String> {
         for (i, _) in self.objects().files.iter().enumerate() {
             self.explain(Object::File(i), vec![(0, 0)])?;
+            self.explain(Object::Attribute(i), vec![(0, NOTHING)])?;
         }
-        for (i, _) in self.objects().dirs.iter().enumerate() {
+        let dirs = if self.objects().joint { 1 } else { self.objects().dirs.len() };
+        for i in 0..dirs {
             self.explain(Object::Dir(i), Vec::new())?;
         }
         let report = check(&*self.meta.open(DRIVER), &*self.data.open(DRIVER), &CheckOptions::default());

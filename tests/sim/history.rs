@@ -20,14 +20,20 @@ pub(crate) enum Op {
     Lookup(u8, Option<u64>),
     /// The first name became the second, which was replaced; false: there was none.
     Rename(u8, u8, bool),
-    /// The directory listed these.
-    List(Vec<(u8, u64)>),
+    /// The two names changed places; false: one of them did not exist.
+    Exchange(u8, u8, bool),
+    /// The names of a directory, which are those from here on, and what was listed.
+    List(u8, Vec<(u8, u64)>),
 }
 
-/// Which object: a file or a directory.
+/// Which object.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) enum Object {
+    /// The contents of a file.
     File(usize),
+    /// An attribute of a file.
+    Attribute(usize),
+    /// The names in a directory; in all of them together, if names move between them in this run.
     Dir(usize),
 }
 

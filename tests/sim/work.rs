@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use scoutfs::namespace::{Caller, RenameFlags};
-use scoutfs::sim::{self, below, between};
+use scoutfs::namespace::{Caller, RenameFlags, SetAttr, XattrFlags};
+use scoutfs::sim::{self, below, between, one_in};
 use scoutfs::{Errno, Error, Ino, Volume};
 
 use super::cluster::{Cluster, Life};
@@ -13,7 +13,11 @@ use super::history::{Object, Op, What};
 
 /// Bytes of a register file: one sector, whose content changes as a whole.
 const FILE_BYTES: usize = 4096;
-const NAMES: u8 = 4;
+/// Names of one directory.
+pub(crate) const NAMES: u8 = 4;
+/// What an empty file, or a file without the attribute, is taken for.
+pub(crate) const NOTHING: u64 = u64::MAX / 4;
+const ATTRIBUTE: &[u8] = b"user.value";
 
 /// Contents are told apart by their number.
 static NEXT_VALUE: AtomicU64 = AtomicU64::new(1);
@@ -33,13 +37,15 @@ fn value_of(bytes: &[u8]) -> Option<u64> {
 pub(crate) struct Objects {
     pub(crate) files: Vec<Ino>,
     pub(crate) dirs: Vec<Ino>,
+    /// Names move between the directories.
+    pub(crate) joint: bool,
 }
 
 impl Objects {
     /// Makes them on a fresh volume.
     pub(crate) fn make(volume: &Volume, files: usize, dirs: usize) -> Result<Objects, Error> {
         let root = Caller::root();
-        let mut made = Objects::default();
+        let mut made = Objects { joint: one_in(3), ..Objects::default() };
         for i in 0..files {
             let attr = volume.create(&root, Ino::ROOT, format!("file-{i}").as_bytes(), 0o644)?;
             volume.write(&root, attr.ino, 0, &content(0))?;
@@ -61,8 +67,9 @@ struct Task<'a> {
     machine: usize,
 }
 
+/// The name with this number in its directory.
 fn name(nr: u8) -> [u8; 1] {
-    [b'a' + nr]
+    [b'a' + nr % NAMES]
 }
 
 impl Task<'_> {
@@ -79,6 +86,13 @@ impl Task<'_> {
         let at = below(self.cluster.objects().files.len() as u64) as usize;
         let ino = self.cluster.objects().files[at];
         let object = Object::File(at);
+        if one_in(16) {
+            return self.run(object, Op::Write(NOTHING), || {
+                let empty = SetAttr { size: Some(0), ..SetAttr::default() };
+                self.volume.setattr(&Caller::root(), ino, &empty)?;
+                Ok(Op::Write(NOTHING))
+            });
+        }
         if below(2) == 0 {
             let value = NEXT_VALUE.fetch_add(1, Ordering::Relaxed);
             return self.run(object, Op::Write(value), || {
@@ -92,6 +106,7 @@ impl Task<'_> {
             let n = self.volume.read(ino, 0, &mut buf)?;
             buf.truncate(n);
             match value_of(&buf) {
+                _ if n == 0 => Ok(Op::Read(NOTHING)),
                 Some(value) => Ok(Op::Read(value)),
                 // Cut off, it may see anything; nobody believes it any more.
                 None if self.cluster.history.is_gone(self.node) => Err(Error::Shutdown("cut off".into())),
@@ -102,13 +117,42 @@ impl Task<'_> {
         })
     }
 
+    /// An attribute, which is a register like a file.
+    fn attribute(&self) -> Result<(), Error> {
+        let at = below(self.cluster.objects().files.len() as u64) as usize;
+        let ino = self.cluster.objects().files[at];
+        let (object, root, v) = (Object::Attribute(at), Caller::root(), self.volume);
+        match below(5) {
+            0 => self.run(object, Op::Write(NOTHING), || match v.removexattr(&root, ino, ATTRIBUTE) {
+                Ok(()) | Err(Error::Posix(Errno::ENODATA)) => Ok(Op::Write(NOTHING)),
+                Err(e) => Err(e),
+            }),
+            1 | 2 => {
+                let value = NEXT_VALUE.fetch_add(1, Ordering::Relaxed);
+                self.run(object, Op::Write(value), || {
+                    v.setxattr(&root, ino, ATTRIBUTE, &value.to_le_bytes(), XattrFlags::Any)?;
+                    Ok(Op::Write(value))
+                })
+            }
+            _ => self.run(object, Op::Read(u64::MAX), || match v.getxattr(&root, ino, ATTRIBUTE) {
+                Ok(value) => Ok(Op::Read(u64::from_le_bytes(value.try_into().unwrap_or([0xff; 8])))),
+                Err(Error::Posix(Errno::ENODATA)) => Ok(Op::Read(NOTHING)),
+                Err(e) => Err(e),
+            }),
+        }
+    }
+
     fn directory(&self) -> Result<(), Error> {
-        let at = below(self.cluster.objects().dirs.len() as u64) as usize;
-        let dir = self.cluster.objects().dirs[at];
-        let object = Object::Dir(at);
+        let objects = self.cluster.objects();
+        let at = below(objects.dirs.len() as u64) as usize;
+        let other = if objects.joint { below(objects.dirs.len() as u64) as usize } else { at };
+        let object = Object::Dir(if objects.joint { 0 } else { at });
         let (root, v) = (Caller::root(), self.volume);
-        let (a, b) = (below(u64::from(NAMES)) as u8, below(u64::from(NAMES)) as u8);
-        match below(10) {
+        // Names are numbered through all directories that belong together.
+        let first = |dir: usize| if objects.joint { dir as u8 * NAMES } else { 0 };
+        let (a, b) = (first(at) + below(u64::from(NAMES)) as u8, first(other) + below(u64::from(NAMES)) as u8);
+        let (dir, to) = (objects.dirs[at], objects.dirs[other]);
+        match below(11) {
             0..=2 => self.run_create(object, dir, a),
             3 | 4 => self.run(object, Op::Unlink(a, true), || match v.unlink(&root, dir, &name(a)) {
                 Ok(()) => Ok(Op::Unlink(a, true)),
@@ -116,21 +160,28 @@ impl Task<'_> {
                 Err(e) => Err(e),
             }),
             5 | 6 => self.run(object, Op::Rename(a, b, true), || {
-                match v.rename(&root, (dir, &name(a)), (dir, &name(b)), RenameFlags::default()) {
+                match v.rename(&root, (dir, &name(a)), (to, &name(b)), RenameFlags::NONE) {
                     Ok(()) => Ok(Op::Rename(a, b, true)),
                     Err(Error::Posix(Errno::ENOENT)) => Ok(Op::Rename(a, b, false)),
                     Err(e) => Err(e),
                 }
             }),
-            7 => self.run(object, Op::List(Vec::new()), || {
+            7 => self.run(object, Op::Exchange(a, b, true), || {
+                match v.rename(&root, (dir, &name(a)), (to, &name(b)), RenameFlags::EXCHANGE) {
+                    Ok(()) => Ok(Op::Exchange(a, b, true)),
+                    Err(Error::Posix(Errno::ENOENT)) => Ok(Op::Exchange(a, b, false)),
+                    Err(e) => Err(e),
+                }
+            }),
+            8 => self.run(object, Op::List(first(at), Vec::new()), || {
                 let batch = v.readdir(dir, 0, 100)?;
                 let mut all: Vec<(u8, u64)> = batch
                     .iter()
                     .filter(|e| e.name != b"." && e.name != b"..")
-                    .map(|e| (e.name[0] - b'a', e.ino.0))
+                    .map(|e| (first(at) + e.name[0] - b'a', e.ino.0))
                     .collect();
                 all.sort_unstable();
-                Ok(Op::List(all))
+                Ok(Op::List(first(at), all))
             }),
             _ => self.run(object, Op::Lookup(a, Some(u64::MAX)), || match v.lookup(&root, dir, &name(a)) {
                 Ok(attr) => Ok(Op::Lookup(a, Some(attr.ino.0))),
@@ -167,6 +218,7 @@ impl Task<'_> {
             let done = match below(20) {
                 0 => self.sync(),
                 1..=9 => self.directory(),
+                10..=12 => self.attribute(),
                 _ => self.file(),
             };
             if let Err(e) = done {

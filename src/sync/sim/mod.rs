@@ -7,6 +7,7 @@ mod locks;
 pub mod sched;
 pub mod thread;
 mod time;
+pub mod watch;
 
 /// For what is never held across a point where another thread may run.
 pub(crate) use std::sync::Mutex as RealMutex;
