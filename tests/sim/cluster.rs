@@ -268,7 +268,8 @@ impl Cluster {
     fn lock_changed(&self, node: u32, change: LockChange) {
         let mut locks = self.locks.lock().expect("not held for long");
         let LockChange::Holds { name, mode } = change else {
-            return locks.values_mut().for_each(|holders| drop(holders.remove(&node)));
+            locks.values_mut().for_each(|holders| _ = holders.remove(&node));
+            return;
         };
         let holders = locks.entry(name.clone()).or_default();
         if mode == 0 {

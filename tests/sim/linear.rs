@@ -4,10 +4,11 @@
 //! that has been called may be next; an operation must have had its turn before its return. States that were met with the
 //! same set of operations done are not tried again.
 //!
-//! The object remembers what a crash may undo. As long as one node alone works on it, what that node changed may be lost in a
-//! crash, from some point on; when another node looks, or the node syncs, all of it has become durable (`spec/04 §1`).
+//! The object remembers what a crash may undo. As long as one node alone works on a directory, what that node changed may be
+//! lost in a crash, from some point on; when another node looks, or the node syncs, all that the node ever did has become durable
+//! (`spec/04 §1`).
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::history::{Event, History, Object, Op, What};
@@ -20,10 +21,27 @@ pub(crate) type Value = Vec<(u8, u64)>;
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct State {
     now: Value,
-    /// Whose changes may be lost; 0: nobody's.
-    owner: u32,
-    /// What may be there after a crash of the owner.
-    may_be: BTreeSet<Value>,
+    /// The directories (numbers of [`NAMES`] names) whose changes may be lost, and with whom.
+    owners: BTreeMap<u8, u32>,
+    /// What may be in all directories of an owner after it has crashed.
+    may_be: BTreeMap<u32, BTreeSet<Value>>,
+}
+
+/// The directories whose content decides what an operation gives. Where that is not certain there are none: then the checker
+/// believes less than it could.
+fn touched(op: &Op) -> Vec<u8> {
+    match op {
+        Op::Write(_) | Op::Read(_) => vec![0],
+        Op::Create(a, _) | Op::Unlink(a, _) | Op::Lookup(a, _) | Op::List(a, _) | Op::Rename(a, _, false) => {
+            vec![a / NAMES]
+        }
+        Op::Exchange(_, _, false) => Vec::new(),
+        Op::Rename(a, b, true) | Op::Exchange(a, b, true) => {
+            let mut both = vec![a / NAMES, b / NAMES];
+            both.dedup();
+            both
+        }
+    }
 }
 
 fn get(value: &Value, name: u8) -> Option<u64> {
@@ -79,30 +97,71 @@ fn apply(value: &Value, op: &Op) -> Option<Value> {
 }
 
 impl State {
+    fn new(now: Value) -> State {
+        State { now, owners: BTreeMap::new(), may_be: BTreeMap::new() }
+    }
+
+    /// The part of the object that `node` may lose.
+    fn part(&self, node: u32) -> Value {
+        self.now.iter().filter(|(n, _)| self.owners.get(&(n / NAMES)) == Some(&node)).copied().collect()
+    }
+
+    /// Everything that `node` has changed is durable.
+    fn committed(&mut self, node: u32) {
+        self.owners.retain(|_, owner| *owner != node);
+        self.may_be.remove(&node);
+    }
+
+    fn touch(&mut self, node: u32, dir: u8) {
+        match self.owners.get(&dir) {
+            Some(owner) if *owner == node => return,
+            Some(other) => self.committed(*other),
+            None => {}
+        }
+        self.owners.insert(dir, node);
+        let here: Value = self.now.iter().filter(|(n, _)| n / NAMES == dir).copied().collect();
+        let before = self.may_be.remove(&node).unwrap_or_else(|| BTreeSet::from([Vec::new()]));
+        let with = |mut value: Value| {
+            value.extend(&here);
+            value.sort_unstable();
+            value
+        };
+        self.may_be.insert(node, before.into_iter().map(with).collect());
+    }
+
     fn after(&self, node: u32, what: &What) -> Vec<State> {
         let mut new = self.clone();
         match what {
             What::Do(_, op) => {
                 let Some(value) = apply(&self.now, op) else { return Vec::new() };
-                if self.owner != node {
-                    new.owner = node;
-                    new.may_be = BTreeSet::from([self.now.clone()]);
-                }
-                new.may_be.insert(value.clone());
+                touched(op).into_iter().for_each(|dir| new.touch(node, dir));
                 new.now = value;
-                vec![new]
+                let part = new.part(node);
+                if let Some(may_be) = new.may_be.get_mut(&node) {
+                    may_be.insert(part);
+                }
             }
-            What::Sync if self.owner == node => {
-                new.may_be = BTreeSet::from([self.now.clone()]);
-                vec![new]
+            What::Sync => {
+                if let Some(may_be) = new.may_be.get_mut(&node) {
+                    *may_be = BTreeSet::from([self.part(node)]);
+                }
             }
-            What::Gone if self.owner == node => self
-                .may_be
-                .iter()
-                .map(|v| State { now: v.clone(), owner: 0, may_be: BTreeSet::from([v.clone()]) })
-                .collect(),
-            What::Sync | What::Gone => vec![new],
+            What::Gone => {
+                let lost: Vec<Value> = new.may_be.get(&node).into_iter().flatten().cloned().collect();
+                let rest: Value =
+                    self.now.iter().filter(|(n, _)| self.owners.get(&(n / NAMES)) != Some(&node)).copied().collect();
+                new.committed(node);
+                if !lost.is_empty() {
+                    let with = |mut value: Value| {
+                        value.extend(&rest);
+                        value.sort_unstable();
+                        State { now: value, ..new.clone() }
+                    };
+                    return lost.into_iter().map(with).collect();
+                }
+            }
         }
+        vec![new]
     }
 }
 
@@ -148,7 +207,7 @@ fn explain(events: &[Event], end_of: impl Fn(u32) -> Option<u64>, first: Value) 
 
 fn search(events: &[Event], entries: &[Entry], optional: &[bool], first: Value) -> Verdict {
     // Breadth first over the entries: all (state, operations done among the open ones) that are possible here.
-    let start = State { now: first.clone(), owner: 0, may_be: BTreeSet::from([first]) };
+    let start = State::new(first);
     let mut open: Vec<usize> = Vec::new();
     let mut configs: HashSet<(State, Vec<usize>)> = HashSet::from([(start, Vec::new())]);
     let mut steps = 0;
@@ -281,6 +340,28 @@ pub(crate) fn test_the_checker() {
                 (A, What::Gone, 7, 7),
                 (B, lookup(0, None), 8, 9),
                 (B, lookup(NAMES, None), 10, 11),
+            ],
+        ),
+        (
+            "others work in one directory, what was done in another is lost",
+            true,
+            vec![
+                (A, create(0, Some(9)), 1, 2),
+                (B, create(NAMES, Some(8)), 3, 4),
+                (A, What::Gone, 5, 5),
+                (B, lookup(0, None), 6, 7),
+                (B, lookup(NAMES, Some(8)), 8, 9),
+            ],
+        ),
+        (
+            "a commit is of all that the node did",
+            false,
+            vec![
+                (A, create(0, Some(9)), 1, 2),
+                (A, create(NAMES, Some(8)), 3, 4),
+                (B, lookup(NAMES, Some(8)), 5, 6),
+                (A, What::Gone, 7, 7),
+                (B, lookup(0, None), 8, 9),
             ],
         ),
         (
