@@ -19,6 +19,7 @@
 mod client;
 mod guard;
 mod held;
+mod index;
 mod machine;
 mod mode;
 mod name;

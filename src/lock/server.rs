@@ -20,13 +20,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use smallvec::SmallVec;
 
-use super::table::MixBuild;
+use super::index::Index;
 use super::wire::{Checked, RECOVER_MAX, check, net_lock};
 use super::{LockName, Mode};
 use crate::error::{Errno, Result, fail};
 use crate::format::Key;
 use crate::format::layout::NetLock;
-use crate::sync::{HashMap, HashSet};
+use crate::sync::HashMap;
 
 /// How often requests for shared modes may pass one waiting head.
 const READ_BATCH: u32 = 8;
@@ -160,7 +160,7 @@ impl ServerLock {
 /// What the server knows of one client.
 #[derive(Default, Debug)]
 struct Client {
-    locks: HashSet<LockName, MixBuild>,
+    locks: Index<()>,
     /// Invalidations that were queued to it and not answered, by message id.
     asked: BTreeMap<u64, LockName>,
     /// During its recovery: the least key that the next report may start with.
@@ -169,7 +169,7 @@ struct Client {
 
 /// Lock state of the elected server.
 pub(crate) struct LockServer {
-    locks: HashMap<LockName, ServerLock, MixBuild>,
+    locks: Index<ServerLock>,
     clients: HashMap<u64, Client>,
     recovery_pending: bool,
     /// Locks that got requests while recovery was pending.
@@ -181,7 +181,7 @@ impl LockServer {
     /// An empty server; nothing is granted while `recovery_pending`.
     pub(crate) fn new(recovery_pending: bool) -> LockServer {
         LockServer {
-            locks: HashMap::default(),
+            locks: Index::default(),
             clients: HashMap::default(),
             recovery_pending,
             deferred: BTreeSet::new(),
@@ -211,11 +211,11 @@ impl LockServer {
         if client.locks.len() >= CLIENT_LOCKS_MAX && !client.locks.contains(&name) {
             return fail(Errno::ENOBUFS);
         }
-        let entry = self.locks.entry(name).or_default();
+        let entry = self.locks.entry(name);
         if entry.has_request(rid) {
             return fail(Errno::EINVAL);
         }
-        client.locks.insert(name);
+        client.locks.entry(name);
         entry.requested.push(Request { rid, id, mode: new, passed: 0 });
         self.process(name, next_seq, out);
         Ok(())
@@ -304,8 +304,8 @@ impl LockServer {
         }
         client.cursor = Some(least);
         for c in entries.iter().filter(|c| c.new != Mode::Null) {
-            client.locks.insert(c.name);
-            self.locks.entry(c.name).or_default().granted.push(Granted { rid, mode: c.new });
+            client.locks.entry(c.name);
+            self.locks.entry(c.name).granted.push(Granted { rid, mode: c.new });
         }
         Ok(Recovered { next: Some(least), max_write_seq })
     }
@@ -328,7 +328,7 @@ impl LockServer {
     /// Forgets everything of a client that is gone; safe to repeat.
     pub(crate) fn reclaim(&mut self, rid: u64, next_seq: &mut dyn FnMut() -> u64, out: &mut Vec<LockOut>) {
         let Some(client) = self.clients.remove(&rid) else { return };
-        let mut names: Vec<LockName> = client.locks.into_iter().collect();
+        let mut names: Vec<LockName> = client.locks.iter().map(|(name, ())| *name).collect();
         names.sort_unstable();
         for name in names {
             let Some(entry) = self.locks.get_mut(&name) else { continue };
@@ -389,13 +389,13 @@ impl LockServer {
     /// One line for each lock, in key order, for diagnostics.
     #[cfg(test)]
     pub(crate) fn dump(&self) -> Vec<String> {
-        let mut names: Vec<&LockName> = self.locks.keys().collect();
+        let mut names: Vec<&LockName> = self.locks.iter().map(|(name, _)| name).collect();
         names.sort_unstable();
         let join = |it: &mut dyn Iterator<Item = (u64, Mode)>| {
             it.map(|(rid, mode)| format!("{rid}:{mode}")).collect::<Vec<_>>().join(",")
         };
         let line = |name: &LockName| {
-            let l = &self.locks[name];
+            let l = self.locks.get(name).expect("listed above");
             format!(
                 "lock={name} granted={} requested={} invalidated={}",
                 join(&mut l.granted.iter().map(|g| (g.rid, g.mode))),
