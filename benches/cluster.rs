@@ -13,7 +13,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use scoutfs::device::{BlockDevice, MemDevice};
+use scoutfs::device::{BlockDevice, DirectIo, FileDevice, FileOptions, MemDevice};
 use scoutfs::namespace::Caller;
 use scoutfs::{Errno, Ino, Volume};
 
@@ -133,11 +133,24 @@ impl Bench {
         if !self.wants(NAME) {
             return;
         }
-        let file = self.file("alternating");
-        let time = each(ROUNDS, |i| {
-            self.nodes[i % 2].write(&root(), file, 0, &[i as u8; 8]).unwrap();
-        });
+        let time = self.in_turn("alternating", ROUNDS);
         println!("{NAME:<44} {:>9.0} hand-overs/s (wanted: 2,000)", 1.0 / time);
+    }
+
+    /// Seconds for a write by one node and the next by the other.
+    fn in_turn(&self, name: &str, rounds: usize) -> f64 {
+        let file = self.file(name);
+        each(rounds, |i| {
+            self.nodes[i % 2].write(&root(), file, 0, &[i as u8; 8]).unwrap();
+        })
+    }
+
+    fn end(self) {
+        std::thread::sleep(Duration::from_millis(10));
+        for node in self.nodes {
+            node.close().unwrap();
+        }
+        self.server.close().unwrap();
     }
 
     fn creating(&self) {
@@ -176,8 +189,7 @@ fn main() {
     let meta = MemDevice::new(META_BYTES);
     (0..META_BYTES).step_by(CHUNK.len()).for_each(|at| meta.write_at(at, &CHUNK).unwrap());
     let cluster = Cluster::on(meta, MemDevice::new(64 << 30), 1);
-    let server = cluster.mount(Some(0));
-    let nodes = [cluster.mount(None), cluster.mount(None)];
+    let (server, nodes) = mount_all(&cluster);
     let file = nodes[0].create(&root(), Ino::ROOT, b"commits", 0o644).unwrap().ino;
     let commit = each(50, |i| {
         nodes[0].write(&root(), file, 0, &[i as u8]).unwrap();
@@ -189,9 +201,39 @@ fn main() {
     bench.dirty();
     bench.alternating();
     bench.creating();
-    std::thread::sleep(Duration::from_millis(10));
-    for node in bench.nodes {
-        node.close().unwrap();
+    bench.end();
+    on_files(&std::env::args().skip(1).find(|a| !a.starts_with('-')));
+}
+
+/// The server, and two clients of it.
+fn mount_all(cluster: &Cluster) -> (Volume, [Volume; 2]) {
+    let server = cluster.mount(Some(0));
+    (server, [cluster.mount(None), cluster.mount(None)])
+}
+
+/// Hand-overs of a dirty file on devices that are files, against flushes of such a file.
+fn on_files(filter: &Option<String>) {
+    const NAME: &str = "the same in turn, devices are files";
+    if filter.as_ref().is_some_and(|f| !NAME.contains(f.as_str())) {
+        return;
     }
-    bench.server.close().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let create = |name: &str, size| {
+        let path = dir.path().join(name);
+        drop(FileDevice::create(&path, size).unwrap());
+        // As the examples open the metadata device.
+        let direct = if name == "data" { DirectIo::Off } else { DirectIo::Preferred };
+        FileDevice::open(&path, &FileOptions { direct, ..FileOptions::default() }).unwrap()
+    };
+    let device = create("flushed", 64 << 20);
+    let flush = each(100, |i| {
+        device.write_at(i as u64 * CHUNK.len() as u64, &CHUNK).unwrap();
+        device.flush().unwrap();
+    });
+    let cluster = Cluster::on(create("meta", META_BYTES), create("data", 64 << 30), 1);
+    let (server, nodes) = mount_all(&cluster);
+    let bench = Bench { server, nodes, round_trip: 0.0, commit: 0.0, filter: None };
+    let time = bench.in_turn("files", 50);
+    println!("{NAME:<44} {:>9.2} of {:.0} flushes/s (wanted: 0.5)", flush / time, 1.0 / flush);
+    bench.end();
 }

@@ -1,6 +1,6 @@
 //! A cluster under a seed: its machines, what happens to them, and whether it recovers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -77,6 +77,8 @@ pub(crate) struct Cluster {
     ending: Mutex<bool>,
     /// Who relies on which lock, in which mode.
     locks: Mutex<BTreeMap<String, BTreeMap<u32, u8>>>,
+    /// Who has said farewell: grants that were on their way are of no use to them.
+    leaving: Mutex<BTreeSet<u32>>,
 }
 
 fn ip(machine: usize) -> IpAddr {
@@ -126,6 +128,7 @@ impl Cluster {
             faults: Mutex::default(),
             ending: Mutex::new(false),
             locks: Mutex::default(),
+            leaving: Mutex::default(),
         });
         let (crashes, cuts) = (cluster.clone(), cluster.clone());
         sim::on_crash(move |node| {
@@ -267,10 +270,15 @@ impl Cluster {
     /// Of two nodes that have not been cut off, never do two rely on modes that exclude each other (`spec/04` S-1).
     fn lock_changed(&self, node: u32, change: LockChange) {
         let mut locks = self.locks.lock().expect("not held for long");
+        let mut leaving = self.leaving.lock().expect("not held for long");
         let LockChange::Holds { name, mode } = change else {
+            leaving.insert(node);
             locks.values_mut().for_each(|holders| _ = holders.remove(&node));
             return;
         };
+        if leaving.contains(&node) {
+            return;
+        }
         let holders = locks.entry(name.clone()).or_default();
         if mode == 0 {
             holders.remove(&node);
@@ -357,7 +365,12 @@ impl Cluster {
         if node == 0 || sim::is_dead(node) {
             return;
         }
-        match below(12) {
+        match below(13) {
+            12 => {
+                self.note("the power fails everywhere".into());
+                let nodes: Vec<u32> = (0..self.count()).map(|m| self.with(m, |m| m.node)).collect();
+                nodes.into_iter().filter(|n| *n != 0 && !sim::is_dead(*n)).for_each(sim::crash);
+            }
             0 | 1 => {
                 self.note(format!("machine {machine} (node {node}) crashes"));
                 sim::crash(node);

@@ -112,11 +112,17 @@ impl State {
         self.may_be.remove(&node);
     }
 
-    fn touch(&mut self, node: u32, dir: u8) {
-        match self.owners.get(&dir) {
-            Some(owner) if *owner == node => return,
-            Some(other) => self.committed(*other),
-            None => {}
+    /// Another node's lock of the directory was taken away: all that it ever did has been committed.
+    fn look(&mut self, node: u32, dir: u8) {
+        if let Some(other) = self.owners.get(&dir).copied().filter(|owner| *owner != node) {
+            self.committed(other);
+        }
+    }
+
+    /// What `node` is about to change in the directory may be lost.
+    fn own(&mut self, node: u32, dir: u8) {
+        if self.owners.get(&dir) == Some(&node) {
+            return;
         }
         self.owners.insert(dir, node);
         let here: Value = self.now.iter().filter(|(n, _)| n / NAMES == dir).copied().collect();
@@ -134,7 +140,17 @@ impl State {
         match what {
             What::Do(_, op) => {
                 let Some(value) = apply(&self.now, op) else { return Vec::new() };
-                touched(op).into_iter().for_each(|dir| new.touch(node, dir));
+                // Whoever only reads has nothing to commit when it is asked for the lock.
+                let changed = |dir: u8| {
+                    let of = |value: &Value| value.iter().filter(|(n, _)| n / NAMES == dir).copied().collect::<Value>();
+                    of(&self.now) != of(&value)
+                };
+                for dir in touched(op) {
+                    new.look(node, dir);
+                    if changed(dir) {
+                        new.own(node, dir);
+                    }
+                }
                 new.now = value;
                 let part = new.part(node);
                 if let Some(may_be) = new.may_be.get_mut(&node) {
@@ -351,6 +367,17 @@ pub(crate) fn test_the_checker() {
                 (A, What::Gone, 5, 5),
                 (B, lookup(0, None), 6, 7),
                 (B, lookup(NAMES, Some(8)), 8, 9),
+            ],
+        ),
+        (
+            "a directory that was only read makes nobody commit",
+            true,
+            vec![
+                (A, create(NAMES, Some(9)), 1, 2),
+                (A, lookup(0, None), 3, 4),
+                (B, create(0, Some(8)), 5, 6),
+                (A, What::Gone, 7, 7),
+                (B, lookup(NAMES, None), 8, 9),
             ],
         ),
         (
