@@ -32,6 +32,10 @@ pub(crate) trait CacheListener: Send + Sync {
     /// The lock `name` is about to be lost (`to` cannot read what is cached): drop everything. Called on a worker thread of the lock room; must not
     /// wait for locks, commits or inodes being made or deleted.
     fn revoked(&self, name: LockName, to: Mode);
+
+    /// The mode of the lock `name` is about to go down: give back what was lent under it ([`crate::lock::Loan`]) and `to` does not cover. May wait for
+    /// calls that use the lock for that, and for commits. By default nothing was lent.
+    fn recall(&self, _name: LockName, _from: Mode, _to: Mode) {}
 }
 
 /// What a [`Node`] is made of.
@@ -330,6 +334,14 @@ impl Revoke<ItemShard> for Revoker {
                 return;
             }
             tracing::warn!("giving up {:?} waits for a commit that fails: {e}", lock.name());
+        }
+    }
+
+    fn recall(&self, lock: &Lock<ItemShard>, from: Mode, to: Mode) {
+        // A copy of the list: this takes long.
+        let listeners = self.listeners.read().clone();
+        for listener in listeners {
+            listener.recall(lock.name(), from, to);
         }
     }
 

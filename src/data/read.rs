@@ -22,8 +22,8 @@ impl Data {
     pub(crate) fn read(&self, ns: &Namespace, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
         loop {
             let inode = ns.inode(ino)?;
-            let op = inode.op.read();
             let lock = ns.lock_group(&inode, Mode::Read)?;
+            let op = inode.op.read();
             let f = ns.fresh(&inode, &lock)?;
             check_regular(&f)?;
             let len = f.size.saturating_sub(offset).min(buf.len() as u64);
@@ -35,8 +35,8 @@ impl Data {
                 let (first, last) = (offset / PAGE as u64, (offset + len - 1) / PAGE as u64);
                 if stored.first_offline(first, last)?.is_some() {
                     let waiter = self.waiters.sample(ino);
-                    drop(lock);
                     drop(op);
+                    drop(lock);
                     waiter.sleep()?;
                     continue;
                 }

@@ -42,12 +42,12 @@ impl Data {
         let last = offset.saturating_add(len - 1) / PAGE as u64;
         loop {
             let inode = ns.inode(ino)?;
-            let op = inode.op.read();
             let lock = ns.lock_group(&inode, Mode::Read)?;
+            let op = inode.op.read();
             check_regular(&ns.fresh(&inode, &lock)?)?;
             if !self.file(&inode, &lock).work.lock().delayed.is_empty() {
-                drop(lock);
                 drop(op);
+                drop(lock);
                 self.txn.sync()?;
                 continue;
             }
@@ -89,8 +89,8 @@ impl Data {
 
     fn seek(&self, ns: &Namespace, ino: Ino, offset: u64, data: bool) -> Result<Option<u64>> {
         let inode = ns.inode(ino)?;
-        let _op = inode.op.read();
         let lock = ns.lock_group(&inode, Mode::Read)?;
+        let _op = inode.op.read();
         let f = ns.fresh(&inode, &lock)?;
         check_regular(&f)?;
         if offset >= f.size {

@@ -72,8 +72,8 @@ impl Data {
         }
         loop {
             let inode = ns.inode(ino)?;
-            let op = inode.op.write();
             let lock = ns.lock_group(&inode, Mode::Write)?;
+            let op = inode.op.write();
             let fields = ns.fresh(&inode, &lock)?;
             check_regular(&fields)?;
             if fields.in_retention() {
@@ -84,8 +84,8 @@ impl Data {
                 let last = inode.fields().size.div_ceil(PAGE as u64).saturating_sub(1);
                 if self.stored(&lock, ino).first_offline(0, last)?.is_some() {
                     let waiter = self.waiters.sample(ino);
-                    drop(lock);
                     drop(op);
+                    drop(lock);
                     waiter.sleep()?;
                     continue;
                 }

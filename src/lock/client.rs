@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `lock-drop-N` | started invalidations: drops caches, responds | the locks of the caches |
 //! | `lock-commit` | invalidations of locks with uncommitted changes: one commit for all that wait | a commit |
+//! | `lock-recall-N`, from the first loan on | invalidations of locks under which front ends keep something: asks for it | front ends, and the calls that they make to give it back |
 //! | `lock-shrink` | giving up idle locks | nothing |
 //!
 //! Messages are handed in by the thread that receives them and only queued here: a commit needs answers of the server, so
@@ -11,11 +12,11 @@
 
 use super::guard::{Lock, LockGuard};
 use super::shell::{Job, Shell};
-use super::{LockName, LockSender, Mode, Protected, Revoke};
+use super::{Loan, LockName, LockSender, Mode, Protected, Revoke};
 use crate::error::Result;
 use crate::format::Key;
 use crate::format::layout::NetLock;
-use crate::sync::{Arc, Mutex, thread};
+use crate::sync::{Arc, Mutex, OnceLock, thread};
 
 /// Options of a [`LockClient`].
 #[derive(Clone, Debug)]
@@ -58,6 +59,8 @@ pub(crate) struct LockStatus {
 pub(crate) struct LockClient<P: Protected> {
     shell: Arc<Shell<P>>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
+    /// Are there threads that ask front ends for what they were lent?
+    lends: OnceLock<()>,
 }
 
 impl<P: Protected> LockClient<P> {
@@ -70,7 +73,7 @@ impl<P: Protected> LockClient<P> {
         revoke: Arc<dyn Revoke<P>>,
     ) -> Result<Arc<Self>> {
         let shell = Shell::new(&config, sender, revoke);
-        let client = Arc::new(LockClient { shell: shell.clone(), threads: Mutex::new(Vec::new()) });
+        let client = Arc::new(LockClient { shell: shell.clone(), threads: Mutex::new(Vec::new()), lends: OnceLock::new() });
         for i in 0..config.workers.max(1) {
             client.spawn(format!("lock-drop-{i}"), |s| while s.work_step().is_some() {})?;
         }
@@ -116,6 +119,26 @@ impl<P: Protected> LockClient<P> {
         self.shell.acquire_held(lock, mode)
     }
 
+    /// As [`LockClient::acquire`], on behalf of a front end's cache, see [`Loan`]. With [`Loan::Take`] what was read under the guard may be
+    /// kept after it is dropped, until [`Revoke::recall`] asks for it.
+    #[cfg(not(loom))]
+    pub(crate) fn acquire_loan(&self, name: LockName, mode: Mode, loan: Loan) -> Result<LockGuard<P>> {
+        if self.lends.get().is_none() {
+            self.start_lending()?;
+        }
+        self.shell.acquire_loan(name, mode, loan)
+    }
+
+    /// Starts the threads that ask for what is lent.
+    #[cfg(not(loom))]
+    fn start_lending(&self) -> Result<()> {
+        for i in 0..2 {
+            self.spawn(format!("lock-recall-{i}"), |s| while s.recall_step().is_some() {})?;
+        }
+        let _ = self.lends.set(());
+        Ok(())
+    }
+
     /// The lock object, if this node has one; for hints such as comparing generations.
     #[allow(dead_code, reason = "for front ends and embedders of the lock room")]
     pub(crate) fn peek(&self, name: LockName) -> Option<Arc<Lock<P>>> {
@@ -155,6 +178,7 @@ impl<P: Protected> LockClient<P> {
 
     /// Ends and joins the worker threads; after it invalidations are no longer worked on.
     pub(crate) fn close(&self) {
+        self.shell.recalls.close();
         self.shell.commits.close();
         self.shell.work.close();
         self.shell.shrink_kicks.close();
@@ -234,6 +258,16 @@ impl<P: Protected> Shell<P> {
                 continue;
             }
             self.drop_and_finish(job);
+        }
+        Some(())
+    }
+
+    /// Takes one invalidation of a lock under which front ends keep something, and asks for it. `None`: closed.
+    #[cfg(not(loom))]
+    fn recall_step(&self) -> Option<()> {
+        for job in self.recalls.take(1)? {
+            self.revoke.recall(&job.lock, job.from, job.to);
+            self.recall_done(&job.lock);
         }
         Some(())
     }

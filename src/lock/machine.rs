@@ -15,6 +15,9 @@
 //! 6. An invalidation that is queued closes the gate for acquires that its target does not serve (W-6); tasks that waited
 //!    when a grant came get their turn first.
 //! 7. At most one request is outstanding (S-8).
+//! 8. What a front end was lent (pages that it may show, or change, without a use of this lock) it gives back before the mode is lowered:
+//!    when no user is left it is asked ([`Out::Recall`]), and again as long as it was lent something meanwhile. It may itself need the
+//!    lock to give something back, so a use for it passes the gate until the mode is lowered.
 //!
 //! What it does not do: it sends nothing, runs no work, wakes nobody and knows no time.
 
@@ -57,6 +60,8 @@ pub(super) enum Out<W> {
     Request { old: Mode, new: Mode },
     /// Send M4 if the node still talks to the server of this epoch.
     Response { epoch: u64, id: u64, old: Mode, new: Mode },
+    /// Take back what front ends were lent and `to` does not cover, then hand in [`Machine::recall_done`].
+    Recall { from: Mode, to: Mode },
     /// Commit and drop what the step from one mode to the other demands, then hand in [`Machine::work_done`].
     Work { from: Mode, to: Mode },
     /// Wake this waiter; with `Ok` its use is already counted.
@@ -89,6 +94,18 @@ pub(super) struct Manner {
     /// The caller already holds a use of this lock: it passes the gate, and where the mode does not serve it fails with
     /// EDEADLK, because its own use would block what it waits for (`spec/04 §4.3` rule 7).
     pub(super) nested: bool,
+    /// On behalf of a front end's cache, see [`Loan`].
+    pub(super) loan: Option<Loan>,
+}
+
+/// A use of a lock on behalf of a front end's cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Loan {
+    /// The front end gets something to keep. It should wait as everybody else, but must not wait for ever behind a closed gate: what is
+    /// being recalled may be waiting for this very answer ([`Machine::insist`]).
+    Take,
+    /// The front end gives something back: passes a closed gate.
+    Return,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +122,15 @@ struct Invalidation {
     target: Mode,
 }
 
+/// Somebody who waits for a use.
+#[derive(Debug)]
+struct Waiting<W> {
+    mode: Mode,
+    /// For a front end to keep ([`Loan::Take`]).
+    takes: bool,
+    who: W,
+}
+
 /// Slow state of one lock; all calls are made under the lock's mutex. `W` is a handle to whoever waits.
 #[derive(Debug)]
 pub(super) struct Machine<W> {
@@ -113,7 +139,11 @@ pub(super) struct Machine<W> {
     request: Option<Mode>,
     queue: VecDeque<Message>,
     working: Option<Invalidation>,
-    waiters: VecDeque<(Mode, W)>,
+    /// What front ends keep, as far as they were not asked to give it back.
+    lent: Mode,
+    /// They are being asked.
+    recalling: bool,
+    waiters: VecDeque<Waiting<W>>,
     /// Why new acquires fail and what waiters got.
     closed: bool,
 }
@@ -125,6 +155,8 @@ impl<W> Machine<W> {
             request: None,
             queue: VecDeque::new(),
             working: None,
+            lent: Mode::Null,
+            recalling: false,
             waiters: VecDeque::new(),
             closed: false,
         }
@@ -140,7 +172,9 @@ impl<W> Machine<W> {
         out: &mut Outs<W>,
     ) -> Acquired {
         let open = !self.closed && self.gate_lets(mode);
-        if (open || manner.nested) && hot.word.admit(mode) {
+        let passes = open || manner.nested || (!self.closed && manner.loan == Some(Loan::Return));
+        if passes && hot.word.admit(mode) {
+            self.lend(mode, manner.loan == Some(Loan::Take));
             return Acquired::Yes;
         }
         if self.closed {
@@ -152,9 +186,35 @@ impl<W> Machine<W> {
         if manner.nested {
             return Acquired::No(Errno::EDEADLK);
         }
-        self.waiters.push_back((mode, waiter()));
+        self.waiters.push_back(Waiting { mode, takes: manner.loan == Some(Loan::Take), who: waiter() });
         self.settle(hot, out);
         Acquired::Wait
+    }
+
+    /// A waiter that `is` the one meant has waited for long behind a closed gate. If it waits for a loan, and the mode still serves, it is
+    /// served: true. Else it waits on, or is not there any more.
+    pub(super) fn insist(&mut self, hot: &Hot, is: impl Fn(&W) -> bool) -> bool {
+        let Some(i) = self.waiters.iter().position(|w| is(&w.who)) else { return false };
+        let Waiting { mode, takes, .. } = self.waiters[i];
+        if self.closed || !takes || !hot.word.admit(mode) {
+            return false;
+        }
+        self.waiters.remove(i);
+        self.lend(mode, true);
+        true
+    }
+
+    /// Notes what a front end got.
+    fn lend(&mut self, mode: Mode, takes: bool) {
+        if takes && !self.lent.serves(mode) {
+            self.lent = mode;
+        }
+    }
+
+    /// Front ends have given back what they were asked for.
+    pub(super) fn recall_done(&mut self, hot: &Hot, gens: &AtomicU64, out: &mut Outs<W>) {
+        self.recalling = false;
+        self.pump(hot, gens, out);
     }
 
     /// A use ends while the gate is closed.
@@ -220,9 +280,9 @@ impl<W> Machine<W> {
             Some(Mode::Null) => out.push(Out::ShrinkDone),
             Some(_) => {
                 let mode = hot.word.load().mode();
-                if let Some(i) = self.waiters.iter().position(|(wanted, _)| !mode.serves(*wanted)) {
-                    let (_, w) = self.waiters.remove(i).expect("the index was just found");
-                    out.push(Out::Wake(w, Err(error)));
+                if let Some(i) = self.waiters.iter().position(|w| !mode.serves(w.mode)) {
+                    let w = self.waiters.remove(i).expect("the index was just found");
+                    out.push(Out::Wake(w.who, Err(error)));
                 }
             }
             None => {}
@@ -255,8 +315,8 @@ impl<W> Machine<W> {
     pub(super) fn close(&mut self, hot: &Hot, error: &Error, out: &mut Outs<W>) {
         self.closed = true;
         hot.word.set_gate(true);
-        for (_, w) in self.waiters.drain(..) {
-            out.push(Out::Wake(w, Err(error.clone())));
+        for w in self.waiters.drain(..) {
+            out.push(Out::Wake(w.who, Err(error.clone())));
         }
     }
 
@@ -309,6 +369,15 @@ impl<W> Machine<W> {
                     hot.word.set_gate(true);
                     let from = hot.word.load().mode();
                     let to = from.lowered_to(inv.target);
+                    if self.recalling || !hot.word.can_lower(to) {
+                        break;
+                    }
+                    if self.lent != self.lent.lowered_to(to) {
+                        self.lent = self.lent.lowered_to(to);
+                        self.recalling = true;
+                        out.push(Out::Recall { from, to });
+                        break;
+                    }
                     if !hot.word.lower(to) {
                         break;
                     }
@@ -351,10 +420,11 @@ impl<W> Machine<W> {
     fn serve(&mut self, hot: &Hot, out: &mut Outs<W>, allowed: impl Fn(&Self, Mode) -> bool) {
         let mut i = 0;
         while i < self.waiters.len() {
-            let mode = self.waiters[i].0;
+            let Waiting { mode, takes, .. } = self.waiters[i];
             if allowed(self, mode) && hot.word.admit(mode) {
-                let (_, w) = self.waiters.remove(i).expect("the index is in range");
-                out.push(Out::Wake(w, Ok(())));
+                let w = self.waiters.remove(i).expect("the index is in range");
+                self.lend(mode, takes);
+                out.push(Out::Wake(w.who, Ok(())));
             } else {
                 i += 1;
             }
@@ -373,10 +443,10 @@ impl<W> Machine<W> {
         }
         self.serve(hot, out, |m, mode| m.gate_lets(mode));
         if self.request.is_none()
-            && let Some((wanted, _)) = self.waiters.iter().find(|(wanted, _)| !view.mode().serves(*wanted))
+            && let Some(wanted) = self.waiters.iter().map(|w| w.mode).find(|wanted| !view.mode().serves(*wanted))
         {
-            self.request = Some(*wanted);
-            out.push(Out::Request { old: view.mode(), new: *wanted });
+            self.request = Some(wanted);
+            out.push(Out::Request { old: view.mode(), new: wanted });
         }
         if view.mode() == Mode::Null && self.idle(hot) {
             out.push(Out::Free);

@@ -5,9 +5,10 @@
 //! 3. Work is queued on lists that other threads drain ([`Shell::work`], [`Shell::commits`], [`Shell::shrink_kicks`]).
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::guard::{Lock, LockGuard};
-use super::machine::{Acquired, Machine, Manner, Out, Outs};
+use super::machine::{Acquired, Loan, Machine, Manner, Out, Outs};
 use super::recover::Snapshot;
 use super::table::Table;
 use super::wire::{check, net_lock};
@@ -34,6 +35,16 @@ impl Waiter {
         self.woken.notify_one();
     }
 
+    /// `None`: nothing came for `time`.
+    #[cfg(not(loom))]
+    fn wait_for(&self, time: Duration) -> Option<Result<()>> {
+        let mut result = self.result.lock();
+        if result.is_none() {
+            self.woken.wait_for(&mut result, time);
+        }
+        result.take()
+    }
+
     fn wait(&self) -> Result<()> {
         let mut result = self.result.lock();
         loop {
@@ -53,6 +64,10 @@ pub(super) struct Job<P: Protected> {
     /// The commit that it needs has been waited for.
     pub(super) committed: bool,
 }
+
+/// How long a front end that wants something to keep waits behind a closed gate before it insists.
+#[cfg(not(loom))]
+const LOAN_PATIENCE: Duration = Duration::from_millis(5);
 
 const OPEN: u8 = 0;
 const SHUT: u8 = 1;
@@ -79,7 +94,9 @@ pub(super) struct Shell<P: Protected> {
     gens: AtomicU64,
     /// Invalidations that were started.
     pub(super) work: WorkList<Job<P>>,
-    /// Those of them that need a commit.
+    /// Invalidations for which front ends have to give something back first.
+    pub(super) recalls: WorkList<Job<P>>,
+    /// Invalidations that need a commit.
     pub(super) commits: WorkList<Job<P>>,
     pub(super) shrink_kicks: WorkList<()>,
     pub(super) shrink_kicked: AtomicBool,
@@ -106,6 +123,7 @@ impl<P: Protected> Shell<P> {
             epoch: AtomicU64::new(0),
             gens: AtomicU64::new(0),
             work: WorkList::new(),
+            recalls: WorkList::new(),
             commits: WorkList::new(),
             shrink_kicks: WorkList::new(),
             shrink_kicked: AtomicBool::new(false),
@@ -141,16 +159,21 @@ impl<P: Protected> Shell<P> {
         self.acquire_slow(name, mode)
     }
 
+    fn get_or_create(&self, name: LockName) -> Result<Arc<Lock<P>>> {
+        let (lock, created) = self.table.get_or_create(name, || match self.state_error() {
+            Some(e) => fail(e),
+            None => Ok(Lock::new(name, self.me.clone())),
+        })?;
+        if created {
+            self.table_grew();
+        }
+        Ok(lock)
+    }
+
     #[cold]
     fn acquire_slow(&self, name: LockName, mode: Mode) -> Result<LockGuard<P>> {
         loop {
-            let (lock, created) = self.table.get_or_create(name, || match self.state_error() {
-                Some(e) => fail(e),
-                None => Ok(Lock::new(name, self.me.clone())),
-            })?;
-            if created {
-                self.table_grew();
-            }
+            let lock = self.get_or_create(name)?;
             if let Some(guard) = self.acquire_on(&lock, mode, true)? {
                 return Ok(guard);
             }
@@ -185,7 +208,42 @@ impl<P: Protected> Shell<P> {
         if lock.hot.word.try_acquire(mode) {
             return Ok(Some(LockGuard::counted(lock, mode)));
         }
-        let manner = Manner { block, nested: held::holds(Arc::as_ptr(lock)) };
+        let manner = Manner { block, nested: held::holds(Arc::as_ptr(lock)), loan: None };
+        self.acquire_as(lock, mode, manner, |w| w.wait())
+    }
+
+    /// Uses a lock on behalf of a front end's cache.
+    #[cfg(not(loom))]
+    pub(super) fn acquire_loan(&self, name: LockName, mode: Mode, loan: Loan) -> Result<LockGuard<P>> {
+        if mode == Mode::Null {
+            return fail(Errno::EINVAL);
+        }
+        loop {
+            let lock = self.get_or_create(name)?;
+            let wait = |w: &Arc<Waiter>| {
+                loop {
+                    match w.wait_for(LOAN_PATIENCE) {
+                        Some(r) => return r,
+                        None if self.input(&lock, |m, _| m.insist(&lock.hot, |x| Arc::ptr_eq(x, w))) => return Ok(()),
+                        None => {}
+                    }
+                }
+            };
+            let manner = Manner { block: true, nested: held::holds(Arc::as_ptr(&lock)), loan: Some(loan) };
+            if let Some(guard) = self.acquire_as(&lock, mode, manner, wait)? {
+                return Ok(guard);
+            }
+        }
+    }
+
+    /// `None`: the object is dead, look it up again.
+    fn acquire_as(
+        &self,
+        lock: &Arc<Lock<P>>,
+        mode: Mode,
+        manner: Manner,
+        wait: impl FnOnce(&Arc<Waiter>) -> Result<()>,
+    ) -> Result<Option<LockGuard<P>>> {
         let mut waiter = None;
         let mut out = Outs::new();
         let acquired = {
@@ -198,7 +256,7 @@ impl<P: Protected> Shell<P> {
         self.run(lock, out);
         match (acquired, waiter) {
             (Acquired::Yes, _) => {}
-            (Acquired::Wait, Some(w)) => w.wait()?,
+            (Acquired::Wait, Some(w)) => wait(&w)?,
             (Acquired::Wait, None) => unreachable!("a queued waiter was made"),
             (Acquired::No(Errno::ENOLCK), _) => return fail(self.state_error().unwrap_or(Errno::ENOLCK)),
             (Acquired::No(e), _) => return fail(e),
@@ -252,6 +310,14 @@ impl<P: Protected> Shell<P> {
                 Out::Work { from, to } => {
                     self.work.push(Job { lock: lock.clone(), from, to, committed: false });
                 }
+                Out::Recall { from, to } => {
+                    if !self.recalls.push(Job { lock: lock.clone(), from, to, committed: false }) {
+                        // The mount is over, and its front ends with it.
+                        let mut more = Outs::new();
+                        lock.machine.lock().recall_done(&lock.hot, &self.gens, &mut more);
+                        todo.extend(more);
+                    }
+                }
                 Out::Wake(w, r) => w.wake(r),
                 Out::ShrinkDone => self.shrink_done(),
                 Out::Free => self.table.remove_if_free(lock),
@@ -292,6 +358,11 @@ impl<P: Protected> Shell<P> {
         }
         self.respond(epoch, id, c.name, c.old, Mode::Null);
         Ok(())
+    }
+
+    /// Front ends have given back what an invalidation asked for.
+    pub(super) fn recall_done(&self, lock: &Arc<Lock<P>>) {
+        self.input(lock, |m, out| m.recall_done(&lock.hot, &self.gens, out));
     }
 
     /// The work of an invalidation is done.

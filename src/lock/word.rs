@@ -177,6 +177,11 @@ impl LockWord {
         self.update(|v| (v.0 & NOT_SERVED[to as usize] == 0).then_some(v.0 & !MODE | to as u64)).is_ok()
     }
 
+    /// Would [`LockWord::lower`] succeed?
+    pub(super) fn can_lower(&self, to: Mode) -> bool {
+        self.load().0 & NOT_SERVED[to as usize] == 0
+    }
+
     /// Marks the lock as removed if it is null, unused and not yet dead. Only under the lock's mutex and the table's.
     pub(super) fn kill(&self) -> bool {
         self.update(|v| (v.mode() == Mode::Null && v.unused() && !v.dead()).then_some(v.0 | DEAD)).is_ok()

@@ -40,8 +40,8 @@ impl Namespace {
     /// Target of a symbolic link; `EINVAL` for anything else.
     pub(crate) fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         let inode = self.inode(ino)?;
-        let _op = inode.op.read();
         let lock = self.lock_group(&inode, Mode::Read)?;
+        let _op = inode.op.read();
         let f = self.fresh(&inode, &lock)?;
         if f.kind != DirentKind::Symlink {
             return fail(Errno::EINVAL);
@@ -65,8 +65,8 @@ impl Namespace {
     pub(crate) fn setattr(&self, caller: &Caller, ino: Ino, set: &SetAttr) -> Result<Attr> {
         self.writable()?;
         let inode = self.inode(ino)?;
-        let _ops = lock_ops(&[&inode]);
         let lock = self.lock_group(&inode, Mode::Write)?;
+        let _ops = lock_ops(&[&inode]);
         let f = self.fresh(&inode, &lock)?;
         self.check_setattr(&inode, &lock, &f, caller, set)?;
         if let Some(size) = set.size {
@@ -250,8 +250,8 @@ impl Namespace {
     pub(crate) fn complete_truncate(&self, ino: Ino) -> Result<()> {
         self.writable()?;
         let inode = self.inode(ino)?;
-        let _ops = lock_ops(&[&inode]);
         let lock = self.lock_group(&inode, Mode::Write)?;
+        let _ops = lock_ops(&[&inode]);
         match self.fresh_if_any(&inode, &lock)? {
             Some(f) if f.truncate_pending() => self.finish_truncate(&inode, &lock),
             _ => Ok(()),

@@ -48,8 +48,8 @@ impl Namespace {
             return Ok(());
         }
         let inode = self.inode(ino)?;
-        let _ops = lock_ops(&[&inode]);
         let lock = self.lock_group(&inode, Mode::Write)?;
+        let _ops = lock_ops(&[&inode]);
         check(&self.fresh(&inode, &lock)?, set)?;
         let tx = self.begin(HoldKind::Allocating, &[(&inode, Touch::Meta)])?;
         let mut f = inode.fields();

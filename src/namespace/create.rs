@@ -113,8 +113,8 @@ impl Namespace {
         }
         let ino = self.node.alloc_ino(kind == DirentKind::Dir)?;
         let inode = self.inodes.get_or_new(ino);
-        let _ops = lock_ops(&[&dir, &inode]);
         let locks = self.lock_groups(&[&dir, &inode])?;
+        let _ops = lock_ops(&[&dir, &inode]);
         let (dir_lock, lock) = (locks.of(parent), locks.of(ino));
         let df = self.check_new_entry(caller, &dir, dir_lock, &name)?;
         if matches!(kind, DirentKind::Char | DirentKind::Block) && !caller.can(Caps::MKNOD) {
@@ -247,8 +247,8 @@ impl Namespace {
         let dir = self.inode(parent)?;
         let ino = self.node.alloc_ino(false)?;
         let inode = self.inodes.get_or_new(ino);
-        let _ops = lock_ops(&[&dir, &inode]);
         let locks = self.lock_groups(&[&dir, &inode])?;
+        let _ops = lock_ops(&[&dir, &inode]);
         let (dir_lock, lock) = (locks.of(parent), locks.of(ino));
         let df = self.fresh_dir(&dir, dir_lock)?;
         self.check_access(&dir, dir_lock, &df, caller, Access::WRITE | Access::EXECUTE)?;

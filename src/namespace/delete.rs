@@ -137,8 +137,8 @@ impl Namespace {
     /// Deletes an inode without links if nobody uses it. False: somebody does, or it has a link again.
     pub(crate) fn delete_if_unused(&self, ino: Ino) -> Result<bool> {
         let inode = self.inode(ino)?;
-        let _op = inode.op.write();
         let lock = self.lock_group(&inode, Mode::Write)?;
+        let _op = inode.op.write();
         let Some(f) = self.fresh_if_any(&inode, &lock)? else {
             self.inodes.remove(ino);
             return Ok(true);

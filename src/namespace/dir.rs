@@ -176,8 +176,8 @@ impl Namespace {
         if let Some(target) = self.search_cached(caller, &dir, name)? {
             return target.ok_or(Errno::ENOENT.into());
         }
-        let _op = dir.op.read();
         let lock = self.lock_group(&dir, Mode::Read)?;
+        let _op = dir.op.read();
         let df = self.fresh_dir(&dir, &lock)?;
         self.check_access(&dir, &lock, &df, caller, Access::EXECUTE)?;
         self.find(parent, &lock, name)?.ok_or(Errno::ENOENT.into())
@@ -301,8 +301,8 @@ impl Namespace {
             return Ok(true);
         }
         let inode = self.inode(dir)?;
-        let _op = inode.op.read();
         let lock = self.lock_group(&inode, Mode::Read)?;
+        let _op = inode.op.read();
         let range = KeyRange::new(keys::readdir(dir, from), keys::readdir(dir, DIRENT_LAST_POS));
         let mut result = Ok(true);
         self.node.items.scan(&lock, range, &mut |key, value| {

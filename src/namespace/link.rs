@@ -160,8 +160,8 @@ impl Namespace {
         (ino, at_once): (Ino, bool),
     ) -> Result<Removed> {
         let (dir, inode) = (self.inode(parent)?, self.inode(ino)?);
-        let _ops = lock_ops(&[&dir, &inode]);
         let locks = self.lock_groups(&[&dir, &inode])?;
+        let _ops = lock_ops(&[&dir, &inode]);
         let (dir_lock, lock) = (locks.of(parent), locks.of(ino));
         let df = self.fresh_dir(&dir, dir_lock)?;
         self.check_access(&dir, dir_lock, &df, caller, Access::EXECUTE)?;
@@ -218,8 +218,8 @@ impl Namespace {
         self.writable()?;
         let name = Name::new(name, Errno::EEXIST)?;
         let (dir, inode) = (self.inode(parent)?, self.inode(ino)?);
-        let _ops = lock_ops(&[&dir, &inode]);
         let locks = self.lock_groups(&[&dir, &inode])?;
+        let _ops = lock_ops(&[&dir, &inode]);
         let (dir_lock, lock) = (locks.of(parent), locks.of(ino));
         self.check_new_entry(caller, &dir, dir_lock, &name)?;
         let f = self.fresh(&inode, lock)?;

@@ -48,8 +48,8 @@ impl Namespace {
         }
         let inode = self.inode(ino)?;
         {
-            let _op = inode.op.read();
             let lock = self.lock_group(&inode, Mode::Read)?;
+            let _op = inode.op.read();
             let f = self.fresh(&inode, &lock)?;
             if f.nlink == 0 && inode.opens.lock().count == 0 {
                 // Unlinked, and not by somebody here who still has it open: it is being deleted somewhere.

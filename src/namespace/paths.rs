@@ -21,8 +21,8 @@ impl Namespace {
     /// Links to `ino` from the cursor (directory, position) on, at most `limit`.
     fn referrers(&self, ino: Ino, from: (Ino, u64), limit: usize) -> Result<Vec<Referrer>> {
         let inode = self.inode(ino)?;
-        let _op = inode.op.read();
         let lock = self.lock_group(&inode, Mode::Read)?;
+        let _op = inode.op.read();
         let all = keys::inode_items_of_type(ino, TYPE_LINK_BACKREF);
         let range = KeyRange::new(keys::backref(ino, from.0, from.1), all.end);
         let mut found: Vec<Referrer> = Vec::new();

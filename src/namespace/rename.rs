@@ -169,8 +169,8 @@ impl Namespace {
         };
         let mut all: SmallVec<[&Inode; 4]> = SmallVec::from_slice(&[&*cast.from, &*cast.to, &*cast.moved]);
         all.extend(cast.other.as_deref());
-        let _ops = lock_ops(&all);
         let locks = self.lock_groups(&all)?;
+        let _ops = lock_ops(&all);
         let (from_dir, to_dir) =
             (self.fresh_dir(&cast.from, locks.of(from.dir))?, self.fresh_dir(&cast.to, locks.of(to.dir))?);
         self.check_access(&cast.from, locks.of(from.dir), &from_dir, caller, Access::EXECUTE)?;

@@ -205,8 +205,8 @@ impl Namespace {
             other => other?,
         };
         let inode = self.inode(ino)?;
-        let _op = inode.op.read();
         let lock = self.lock_group(&inode, Mode::Read)?;
+        let _op = inode.op.read();
         let f = self.fresh(&inode, &lock)?;
         self.check_xattr_access((&inode, &lock, &f), family, caller, false)?;
         if f.next_xattr_id == 0 {
@@ -260,8 +260,8 @@ impl Namespace {
             return fail(Errno::EPERM);
         }
         let inode = self.inode(ino)?;
-        let _ops = lock_ops(&[&inode]);
         let lock = self.lock_group(&inode, Mode::Write)?;
+        let _ops = lock_ops(&[&inode]);
         let f = self.fresh(&inode, &lock)?;
         self.check_xattr_access((&inode, &lock, &f), family, caller, true)?;
         if family == Family::User && f.in_retention() {
@@ -315,8 +315,8 @@ impl Namespace {
     /// Sets or removes a POSIX ACL (`spec/06 §8.2`).
     fn set_acl(&self, caller: &Caller, ino: Ino, default: bool, acl: Option<Acl>) -> Result<()> {
         let inode = self.inode(ino)?;
-        let _ops = lock_ops(&[&inode]);
         let lock = self.lock_group(&inode, Mode::Write)?;
+        let _ops = lock_ops(&[&inode]);
         let f = self.fresh(&inode, &lock)?;
         if f.kind == DirentKind::Symlink {
             return fail(Errno::EOPNOTSUPP);
@@ -368,8 +368,8 @@ impl Namespace {
         visit: &mut dyn FnMut(HiddenCursor, &[u8]) -> ControlFlow<()>,
     ) -> Result<()> {
         let inode = self.inode(ino)?;
-        let _op = inode.op.read();
         let lock = self.lock_group(&inode, Mode::Read)?;
+        let _op = inode.op.read();
         let f = self.fresh(&inode, &lock)?;
         check(&inode, &lock, &f)?;
         if f.next_xattr_id == 0 {

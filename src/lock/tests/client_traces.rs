@@ -53,7 +53,7 @@ impl Script {
                 let (task, name, wanted) = (num(1) as u32, group(num(2)), mode(words[3]));
                 self.shrink(&mut said);
                 let block = words.get(4) != Some(&"nonblock");
-                match self.node.acquire(task, name, wanted, Manner { block, nested: false }) {
+                match self.node.acquire(task, name, wanted, Manner { block, nested: false, loan: None }) {
                     Ok(true) => self.acquired(task, name, wanted, &mut said),
                     Ok(false) => {
                         self.tell(&mut said);

@@ -75,7 +75,7 @@ impl Cluster {
     pub(super) fn wants(&mut self, i: usize, name: LockName, mode: Mode) -> u32 {
         self.next_task += 1;
         let task = self.next_task;
-        let manner = Manner { block: true, nested: false };
+        let manner = Manner { block: true, nested: false, loan: None };
         if self.peers[i].node.acquire(task, name, mode, manner).unwrap() {
             self.has.insert(task, (i, name, mode));
         }

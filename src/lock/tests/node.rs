@@ -25,6 +25,8 @@ pub(super) struct Started {
     pub(super) name: LockName,
     pub(super) from: Mode,
     pub(super) to: Mode,
+    /// Front ends are to give back what they were lent.
+    pub(super) recall: bool,
 }
 
 pub(super) struct NodeLock {
@@ -92,7 +94,8 @@ impl Node {
                     self.events.push(Event::Response { epoch, id, lock: net_lock(name, old, new, 0) });
                 }
                 Out::Response { .. } => {}
-                Out::Work { from, to } => self.started.push_back(Started { name, from, to }),
+                Out::Work { from, to } => self.started.push_back(Started { name, from, to, recall: false }),
+                Out::Recall { from, to } => self.started.push_back(Started { name, from, to, recall: true }),
                 Out::Wake((task, mode), Ok(())) => self.events.push(Event::Acquired { task, name, mode }),
                 Out::Wake((task, _), Err(error)) => self.events.push(Event::Failed { task, error }),
                 Out::ShrinkDone => self.shrinking -= 1,
@@ -113,7 +116,7 @@ impl Node {
             return crate::error::fail(crate::error::Errno::EAGAIN);
         }
         let l = self.locks.entry(name).or_insert_with(new);
-        if l.hot.word.try_acquire(mode) {
+        if manner.loan.is_none() && l.hot.word.try_acquire(mode) {
             return Ok(true);
         }
         let mut out = Outs::new();
@@ -151,6 +154,15 @@ impl Node {
                 Ok(())
             }
         }
+    }
+
+    /// A task that waits for a loan will not wait any longer; true if it got it.
+    pub(super) fn insist(&mut self, task: u32, name: LockName) -> bool {
+        self.input(name, |l, _, _| l.machine.insist(&l.hot, |w| w.0 == task)) == Some(true)
+    }
+
+    pub(super) fn recall_done(&mut self, name: LockName) {
+        self.input(name, |l, gens, out| l.machine.recall_done(&l.hot, gens, out)).expect("a lock with loans is there");
     }
 
     pub(super) fn work_done(&mut self, name: LockName) {

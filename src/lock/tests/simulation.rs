@@ -1,5 +1,5 @@
 //! Whole clusters in one thread: real client machines, real server machine, a network that loses messages only at
-//! fail-over, random schedules. After every step the safety properties of `spec/04 §11` are checked, at the end L-8.
+//! fail-over, front ends that keep what they were lent, random schedules. After every step the safety properties of `spec/04 §11` are checked, at the end L-8.
 //!
 //! A failing run prints its seed; `SCOUTFS_LOCK_SEED=<seed>` runs only that one.
 
@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 use super::node::{Event, Node, Started};
 use super::*;
 use crate::format::Key;
-use crate::lock::machine::Manner;
+use crate::lock::machine::{Loan, Manner};
 use crate::lock::wire::check;
 
 const CLIENTS: usize = 3;
@@ -34,6 +34,9 @@ enum ToClient {
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Stage {
+    /// Front ends give back what they have.
+    Recall,
+    Recalled,
     Commit,
     Drop,
     Finish,
@@ -43,6 +46,15 @@ enum Stage {
 #[derive(Clone, Copy, Default, Debug)]
 struct Cache {
     known: Option<u64>,
+    dirty: u64,
+}
+
+/// What the front end of a client keeps of the item, without using the lock.
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    value: u64,
+    writable: bool,
+    /// Changes that the client does not know of yet.
     dirty: u64,
 }
 
@@ -61,6 +73,9 @@ struct Client {
     waiting: BTreeMap<u32, (LockName, Mode)>,
     next_task: u32,
     cache: BTreeMap<LockName, Cache>,
+    pages: BTreeMap<LockName, Page>,
+    /// Tasks that want something for the front end.
+    takers: BTreeSet<u32>,
     jobs: Vec<(Started, Stage)>,
     /// Modes at the last greeting, of locks that got no grant since (S-17).
     floor: BTreeMap<LockName, Mode>,
@@ -92,6 +107,16 @@ struct Sim {
 
 fn at_most(a: Mode, b: Mode) -> bool {
     a == Mode::Null || a == b || (a == Mode::Read && b == Mode::Write)
+}
+
+impl Client {
+    /// What a program stored into a page reaches the client.
+    fn writes_back(&mut self, name: LockName) {
+        let stored = self.pages.get_mut(&name).map_or(0, |p| std::mem::take(&mut p.dirty));
+        let cache = self.cache.entry(name).or_default();
+        cache.dirty += stored;
+        cache.known = cache.known.map(|v| v + stored);
+    }
 }
 
 fn exclusive(a: Mode, b: Mode) -> bool {
@@ -303,6 +328,8 @@ impl Sim {
                     let cache = c.cache.get(&l.name).copied().unwrap_or_default();
                     assert_eq!(cache.dirty, 0, "S-5: not durable");
                     assert!(l.new != Mode::Null || cache.known.is_none(), "S-5: still cached");
+                    let page = c.pages.get(&l.name);
+                    assert!(page.is_none_or(|p| l.new == Mode::Read && !p.writable), "still lent: {page:?}");
                     if connected {
                         c.to_server.push(ToServer::Response { id, lock });
                     }
@@ -318,6 +345,7 @@ impl Sim {
         while let Some(s) = c.node.started.pop_front() {
             let dirty = c.cache.get(&s.name).is_some_and(|k| k.dirty > 0);
             let stage = match (dirty, s.to) {
+                _ if s.recall => Stage::Recall,
                 (true, _) => Stage::Commit,
                 (false, Mode::Null) => Stage::Drop,
                 _ => Stage::Finish,
@@ -329,11 +357,15 @@ impl Sim {
     fn acquires(&mut self, i: usize) {
         let name = self.names[self.rng.random_range(0..self.names.len())];
         let mode = [Mode::Read, Mode::Read, Mode::Write, Mode::WriteOnly][self.rng.random_range(0..4)];
+        let loan = (mode != Mode::WriteOnly && self.rng.random_ratio(1, 4)).then_some(Loan::Take);
         let c = &mut self.clients[i];
         c.next_task += 1;
         let task = c.next_task;
         let rid = c.rid;
-        if c.node.acquire(task, name, mode, Manner { block: true, nested: false }).expect("acquire") {
+        if loan.is_some() {
+            c.takers.insert(task);
+        }
+        if c.node.acquire(task, name, mode, Manner { block: true, nested: false, loan }).expect("acquire") {
             self.note(format!("{rid} task {task} has {name} {mode}"));
             self.starts_using(i, task, name, mode);
         } else {
@@ -347,6 +379,8 @@ impl Sim {
     fn starts_using(&mut self, i: usize, task: u32, name: LockName, mode: Mode) {
         let c = &mut self.clients[i];
         c.using.insert(task, (name, mode));
+        // Who asks the client is answered with what the front end has, as a kernel does.
+        c.writes_back(name);
         let cache = c.cache.entry(name).or_default();
         let total = self.total.get_mut(&name).unwrap();
         if mode == Mode::WriteOnly {
@@ -355,11 +389,42 @@ impl Sim {
             let value = *cache.known.get_or_insert(self.committed[&name]);
             assert_eq!(value, *total, "S-7: stale read of {name} by {}", c.rid);
         }
-        if mode.writes() {
+        if c.takers.contains(&task) {
+            let page = c.pages.entry(name).or_insert(Page { value: *total, writable: false, dirty: 0 });
+            page.writable |= mode == Mode::Write;
+        } else if mode.writes() {
             *total += 1;
             cache.dirty += 1;
             cache.known = cache.known.map(|v| v + 1);
+            if let Some(page) = c.pages.get_mut(&name) {
+                page.value += 1;
+            }
         }
+    }
+
+    /// A program stores into a page that the front end was lent for that. Nobody is told.
+    fn stores(&mut self, i: usize) {
+        let rid = self.clients[i].rid;
+        let writable = self.clients[i].pages.iter_mut().find(|(_, p)| p.writable);
+        let Some((name, page)) = writable else { return };
+        page.value += 1;
+        page.dirty += 1;
+        *self.total.get_mut(name).unwrap() += 1;
+        let text = format!("{rid} stores into a page of {name}");
+        self.note(text);
+    }
+
+    /// A task that waits for a loan loses its patience.
+    fn insists(&mut self, i: usize) {
+        let c = &mut self.clients[i];
+        let Some((&task, &(name, mode))) = c.waiting.iter().find(|(t, _)| c.takers.contains(t)) else { return };
+        let rid = c.rid;
+        if c.node.insist(task, name) {
+            c.waiting.remove(&task);
+            self.note(format!("{rid} task {task} insists on {name} {mode}"));
+            self.starts_using(i, task, name, mode);
+        }
+        self.drain(i);
     }
 
     fn releases(&mut self, i: usize) {
@@ -385,6 +450,23 @@ impl Sim {
         let rid = self.clients[i].rid;
         self.note(format!("{rid} works on {s:?}: {stage:?}"));
         match stage {
+            Stage::Recall => {
+                let c = &mut self.clients[i];
+                if c.pages.get(&s.name).is_some_and(|p| p.dirty > 0) {
+                    let back = Manner { block: false, nested: false, loan: Some(Loan::Return) };
+                    assert!(c.node.acquire(0, s.name, Mode::Write, back).expect("the mode serves"), "returned at once");
+                    c.writes_back(s.name);
+                    c.node.release(s.name, Mode::Write);
+                }
+                if s.to == Mode::Null || c.pages.get(&s.name).is_some_and(|p| p.writable) {
+                    c.pages.remove(&s.name);
+                }
+                c.jobs[at].1 = Stage::Recalled;
+            }
+            Stage::Recalled => {
+                self.clients[i].jobs.remove(at);
+                self.clients[i].node.recall_done(s.name);
+            }
             Stage::Commit => {
                 self.commits(i);
                 self.clients[i].jobs[at].1 = if s.to == Mode::Null { Stage::Drop } else { Stage::Finish };
@@ -410,6 +492,9 @@ impl Sim {
         c.to_server.clear();
         for (name, cache) in &mut c.cache {
             *self.total.get_mut(name).unwrap() -= std::mem::take(&mut cache.dirty);
+        }
+        for (name, page) in std::mem::take(&mut c.pages) {
+            *self.total.get_mut(&name).unwrap() -= page.dirty;
         }
         let rid = c.rid;
         self.note(format!("{rid} dies"));
@@ -452,6 +537,8 @@ impl Sim {
             (4, !c.from_server.is_empty()),
             (4, !c.to_server.is_empty() && c.term == self.term),
             (1, busy),
+            (1, busy && !c.pages.is_empty()),
+            (1, !c.waiting.is_empty() && !c.takers.is_empty()),
             (1, self.rng.random_ratio(1, 4)),
         ];
         let total: u32 = able.iter().map(|(weight, can)| weight * u32::from(*can)).sum();
@@ -478,6 +565,8 @@ impl Sim {
                 }
                 self.drain(i);
             }
+            7 => self.stores(i),
+            8 => self.insists(i),
             _ => self.commits(i),
         }
     }
@@ -499,6 +588,10 @@ impl Sim {
                 }
                 if let Some(floor) = c.floor.get(&n) {
                     assert!(at_most(eff, *floor), "S-17: the mode rose without a grant");
+                }
+                if let Some(page) = c.pages.get(&n) {
+                    assert!(eff.serves(if page.writable { Mode::Write } else { Mode::Read }), "{page:?} lent under {eff}");
+                    assert_eq!(page.value, self.total[&n], "S-7: a stale page of {n} at {}", c.rid);
                 }
                 let dirty = c.cache.get(&n).is_some_and(|k| k.dirty > 0);
                 assert!(c.dead || !dirty || held.writes(), "S-4: dirty under {held}");

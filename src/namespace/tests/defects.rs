@@ -180,8 +180,8 @@ fn defect_62_an_interrupted_truncation_is_completed_without_a_writer() {
 
 fn set_flag(m: &TestMount, file: Ino) {
     let inode = m.ns.inode(file).unwrap();
-    let _ops = lock_ops(&[&inode]);
     let locks = m.ns.lock_groups(&[&inode]).unwrap();
+    let _ops = lock_ops(&[&inode]);
     m.ns.fresh(&inode, locks.of(file)).unwrap();
     let tx = m.ns.begin(HoldKind::Freeing, &[(&inode, Touch::Meta)]).unwrap();
     let mut f = inode.fields();
