@@ -147,4 +147,6 @@ pub use format::Ino;
 #[cfg(not(loom))]
 pub use options::VolumeOptions;
 #[cfg(not(loom))]
-pub use volume::{ClusterStatus, Environment, FrontEnd, InodeGroup, LockReport, MemberStatus, OpenInode, Role, Volume};
+pub use volume::{
+    ClusterStatus, Environment, FrontEnd, InodeGroup, Loans, LockReport, MemberStatus, OpenInode, Role, Volume,
+};

@@ -6,9 +6,9 @@ use super::state::FileState;
 use super::{Data, check_regular};
 use crate::alloc::extent::Extent;
 use crate::device::BlockDevice;
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result, fail};
 use crate::format::Ino;
-use crate::lock::Mode;
+use crate::lock::{Loan, Mode};
 use crate::namespace::Namespace;
 use crate::sync::Arc;
 
@@ -20,9 +20,24 @@ const AHEAD_PAGES: u64 = 128;
 impl Data {
     /// Reads up to `buf.len()` bytes at `offset`; fewer only at the end of the file. Waits for offline data.
     pub(crate) fn read(&self, ns: &Namespace, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.read_as(ns, ino, offset, buf, None)
+    }
+
+    /// Reads what a front end will keep, and change if `writable`: then nobody else can use the inode's group until it has been given
+    /// back. Nobody waits for offline data here, because others may wait for the answer: `EIO`.
+    pub(crate) fn lend(&self, ns: &Namespace, ino: Ino, offset: u64, buf: &mut [u8], writable: bool) -> Result<usize> {
+        let mode = if writable { Mode::Write } else { Mode::Read };
+        self.read_as(ns, ino, offset, buf, Some(mode))
+    }
+
+    /// `loan`: the mode in which a front end keeps what is read.
+    fn read_as(&self, ns: &Namespace, ino: Ino, offset: u64, buf: &mut [u8], loan: Option<Mode>) -> Result<usize> {
         loop {
             let inode = ns.inode(ino)?;
-            let lock = ns.lock_group(&inode, Mode::Read)?;
+            let lock = match loan {
+                None => ns.lock_group(&inode, Mode::Read)?,
+                Some(mode) => ns.lock_loan(&inode, mode, Loan::Take)?,
+            };
             let op = inode.op.read();
             let f = ns.fresh(&inode, &lock)?;
             check_regular(&f)?;
@@ -34,6 +49,9 @@ impl Data {
             if f.offline_blocks > 0 {
                 let (first, last) = (offset / PAGE as u64, (offset + len - 1) / PAGE as u64);
                 if stored.first_offline(first, last)?.is_some() {
+                    if loan.is_some() {
+                        return fail(Errno::EIO);
+                    }
                     let waiter = self.waiters.sample(ino);
                     drop(op);
                     drop(lock);

@@ -12,7 +12,7 @@ use crate::device::BlockDevice;
 use crate::error::{Errno, Error, Result, fail};
 use crate::format::{DataBlock, Ino};
 use crate::item::{ChangeSet, ItemLock};
-use crate::lock::Mode;
+use crate::lock::{Loan, Mode};
 use crate::namespace::{Caller, Fields, Inode, Namespace, Touch, Tx, mode_after_write};
 use crate::sync::Arc;
 use crate::txn::HoldKind;
@@ -21,6 +21,15 @@ use crate::txn::HoldKind;
 const PIECE_BYTES: usize = 1 << 20;
 /// Aligned pieces of at least this many bytes do not go through the cache.
 const DIRECT_BYTES: usize = 128 << 10;
+
+/// Why contents are changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asker {
+    /// Somebody asks for it.
+    Call,
+    /// A front end gives back what it was lent and has changed.
+    Cache,
+}
 
 /// A file that is being changed: operation lock (write) and WRITE lock held, fields fresh, nothing offline or pending.
 pub(super) struct Target<'a> {
@@ -34,25 +43,43 @@ pub(super) struct Target<'a> {
 impl Data {
     /// Writes all of `data` at `offset` (fewer bytes only when space ends half way).
     pub(crate) fn write(&self, ns: &Namespace, caller: &Caller, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
-        self.write_at(ns, caller, ino, Some(offset), data).map(|(_, n)| n)
+        self.write_at(ns, (caller, Asker::Call), ino, Some(offset), data).map(|(_, n)| n)
     }
 
     /// Writes at the end of the file; returns where.
     pub(crate) fn append(&self, ns: &Namespace, caller: &Caller, ino: Ino, data: &[u8]) -> Result<(u64, usize)> {
-        self.write_at(ns, caller, ino, None, data)
+        self.write_at(ns, (caller, Asker::Call), ino, None, data)
+    }
+
+    /// Writes what a front end has changed of what it was lent. What lies behind the end of the file is dropped: a mapping
+    /// makes no file longer.
+    pub(crate) fn return_loan(
+        &self,
+        ns: &Namespace,
+        caller: &Caller,
+        ino: Ino,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize> {
+        self.write_at(ns, (caller, Asker::Cache), ino, Some(offset), data).map(|(_, n)| n)
     }
 
     fn write_at(
         &self,
         ns: &Namespace,
-        caller: &Caller,
+        (caller, asker): (&Caller, Asker),
         ino: Ino,
         at: Option<u64>,
         data: &[u8],
     ) -> Result<(u64, usize)> {
         self.throttle()?;
-        self.change(ns, caller, ino, |target| {
-            let offset = at.unwrap_or_else(|| target.inode.fields().size);
+        self.change_as(ns, (caller, asker), ino, |target| {
+            let size = target.inode.fields().size;
+            let offset = at.unwrap_or(size);
+            let data = match asker {
+                Asker::Call => data,
+                Asker::Cache => &data[..(data.len() as u64).min(size.saturating_sub(offset)) as usize],
+            };
             check_end(offset, data.len() as u64)?;
             self.write_pieces(target, offset, data).map(|n| (offset, n))
         })
@@ -65,6 +92,16 @@ impl Data {
         ns: &Namespace,
         caller: &Caller,
         ino: Ino,
+        f: impl FnMut(&Target<'_>) -> Result<R>,
+    ) -> Result<R> {
+        self.change_as(ns, (caller, Asker::Call), ino, f)
+    }
+
+    fn change_as<R>(
+        &self,
+        ns: &Namespace,
+        (caller, asker): (&Caller, Asker),
+        ino: Ino,
         mut f: impl FnMut(&Target<'_>) -> Result<R>,
     ) -> Result<R> {
         if self.read_only {
@@ -72,7 +109,10 @@ impl Data {
         }
         loop {
             let inode = ns.inode(ino)?;
-            let lock = ns.lock_group(&inode, Mode::Write)?;
+            let lock = match asker {
+                Asker::Call => ns.lock_group(&inode, Mode::Write)?,
+                Asker::Cache => ns.lock_loan(&inode, Mode::Write, Loan::Return)?,
+            };
             let op = inode.op.write();
             let fields = ns.fresh(&inode, &lock)?;
             check_regular(&fields)?;
@@ -83,6 +123,10 @@ impl Data {
             if inode.fields().offline_blocks > 0 {
                 let last = inode.fields().size.div_ceil(PAGE as u64).saturating_sub(1);
                 if self.stored(&lock, ino).first_offline(0, last)?.is_some() {
+                    if asker == Asker::Cache {
+                        // The lock may be waited for elsewhere until this is done.
+                        return fail(Errno::EIO);
+                    }
                     let waiter = self.waiters.sample(ino);
                     drop(op);
                     drop(lock);

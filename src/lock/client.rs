@@ -73,7 +73,8 @@ impl<P: Protected> LockClient<P> {
         revoke: Arc<dyn Revoke<P>>,
     ) -> Result<Arc<Self>> {
         let shell = Shell::new(&config, sender, revoke);
-        let client = Arc::new(LockClient { shell: shell.clone(), threads: Mutex::new(Vec::new()), lends: OnceLock::new() });
+        let client =
+            Arc::new(LockClient { shell: shell.clone(), threads: Mutex::new(Vec::new()), lends: OnceLock::new() });
         for i in 0..config.workers.max(1) {
             client.spawn(format!("lock-drop-{i}"), |s| while s.work_step().is_some() {})?;
         }

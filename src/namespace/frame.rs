@@ -14,7 +14,7 @@ use crate::client::Indexed;
 use crate::error::{Errno, Result, fail};
 use crate::format::{Ino, Seq, keys};
 use crate::item::{ChangeSet, CoveringLock, ItemLock, Value};
-use crate::lock::{LockName, Mode};
+use crate::lock::{Loan, LockName, Mode};
 use crate::sync::{Arc, RwLockWriteGuard};
 use crate::txn::{Hold, HoldKind};
 
@@ -88,6 +88,19 @@ impl Namespace {
         let guard = self.node.locks.acquire(LockName::inode(inode.ino()), mode)?;
         inode.keep_lock(guard.handle());
         Ok(guard)
+    }
+
+    /// The lock of an inode's group, on behalf of a front end's cache.
+    pub(crate) fn lock_loan(&self, inode: &Inode, mode: Mode, loan: Loan) -> Result<ItemLock> {
+        self.node.locks.acquire_loan(LockName::inode(inode.ino()), mode, loan)
+    }
+
+    /// Calls `f` while this mount alone may use the group of `ino`.
+    pub(crate) fn exclusively<R>(&self, ino: Ino, f: impl FnOnce() -> R) -> Result<R> {
+        self.writable()?;
+        let inode = self.inode(ino)?;
+        let _lock = self.lock_group(&inode, Mode::Write)?;
+        Ok(f())
     }
 
     /// WRITE locks of the groups of all these inodes, by rising number, each once.

@@ -12,7 +12,7 @@ mod watch;
 
 use std::path::Path;
 
-pub use front_end::{FrontEnd, InodeGroup};
+pub use front_end::{FrontEnd, InodeGroup, Loans};
 pub use status::{ClusterStatus, LockReport, MemberStatus, Role};
 
 use crate::data::FileExtent;

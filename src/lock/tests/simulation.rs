@@ -590,7 +590,10 @@ impl Sim {
                     assert!(at_most(eff, *floor), "S-17: the mode rose without a grant");
                 }
                 if let Some(page) = c.pages.get(&n) {
-                    assert!(eff.serves(if page.writable { Mode::Write } else { Mode::Read }), "{page:?} lent under {eff}");
+                    assert!(
+                        eff.serves(if page.writable { Mode::Write } else { Mode::Read }),
+                        "{page:?} lent under {eff}"
+                    );
                     assert_eq!(page.value, self.total[&n], "S-7: a stale page of {n} at {}", c.rid);
                 }
                 let dirty = c.cache.get(&n).is_some_and(|k| k.dirty > 0);
