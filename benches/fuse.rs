@@ -7,12 +7,18 @@
 
 #[path = "../examples/mount/convert.rs"]
 mod convert;
+#[path = "../examples/mount/crew.rs"]
+mod crew;
 #[path = "../examples/mount/frontend.rs"]
 mod frontend;
 #[path = "../examples/mount/handles.rs"]
 mod handles;
 #[path = "../examples/mount/kernel_cache.rs"]
 mod kernel_cache;
+#[path = "../examples/mount/mapped.rs"]
+mod mapped;
+#[path = "../examples/mount/requests.rs"]
+mod requests;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -34,6 +40,8 @@ use scoutfs::{Volume, VolumeOptions};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Threads that receive requests.
+const THREADS: usize = 4;
 const TTL: Duration = Duration::from_secs(3600);
 
 /// Names in a hash map, nothing else.
@@ -115,7 +123,7 @@ impl Filesystem for Nothing {
 fn config() -> Config {
     let mut config = Config::default();
     config.mount_options = vec![MountOption::DefaultPermissions, MountOption::NoAtime];
-    config.n_threads = Some(4);
+    config.n_threads = Some(THREADS);
     config.clone_fd = true;
     config
 }
@@ -160,7 +168,7 @@ fn measure_volume(folder: &Path, dir: &Path, files: usize, shared: bool) -> [(&'
         .unwrap();
     let volume = Arc::new(Volume::open_paths(&meta, &data, VolumeOptions::member(0)).unwrap());
     let cache = shared.then(|| Arc::new(kernel_cache::KernelCache::new()));
-    let front = frontend::FrontEnd::new(volume.clone(), 1 << 20, cache.clone());
+    let front = requests::Requests::new(volume.clone(), 1 << 20, THREADS, cache.clone());
     let session = Session::new(front, dir, &config()).unwrap();
     if let Some(cache) = cache {
         cache.connect(session.notifier(), session.as_fd().try_clone_to_owned().unwrap());

@@ -61,6 +61,7 @@
 //! | `scoutfs-commit` | mount | operations that hold the transaction, both devices, answers of the server |
 //! | `lock-drop-0`.. | mount | writers of caches that are dropped, the [`FrontEnd`] |
 //! | `lock-commit` | mount | commits |
+//! | `lock-recall-0`.., from the first loan on | mount | the [`FrontEnd`], and its calls that give back what it was lent |
 //! | `lock-shrink` | mount | nothing |
 //! | `scoutfs-data-0`.. | mount | the data device |
 //! | `scoutfs-orphan` | mount | everything that an unlink waits for |
@@ -79,7 +80,7 @@
 //!
 //! What an embedder may replace: [`device::BlockDevice`] (storage), [`net::Transport`] with its streams, listeners and datagrams
 //! (network), [`server::Fencer`] (isolation of failed nodes). [`Environment`] takes them. [`FrontEnd`] is told what to drop from caches
-//! above the volume. Fault injection and crash images
+//! above the volume, and asked for contents that it was lent to show and change. Fault injection and crash images
 //! ([`device::FaultDevice`], [`device::RecordDevice`]) are implementations of the same traits.
 //!
 //! # Errors

@@ -86,10 +86,13 @@ impl Handles {
     }
 }
 
+/// What is open, and its number if that is for reading and writing.
+type Open = (OpenInode, Option<Ino>);
+
 /// Files and directories that the kernel has announced as open.
 pub(crate) struct Opens {
     next: AtomicU64,
-    shards: Vec<Mutex<HashMap<u64, OpenInode>>>,
+    shards: Vec<Mutex<HashMap<u64, Open>>>,
 }
 
 impl Opens {
@@ -97,22 +100,22 @@ impl Opens {
         Opens { next: AtomicU64::new(1), shards: (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect() }
     }
 
-    fn shard(&self, fh: u64) -> &Mutex<HashMap<u64, OpenInode>> {
+    fn shard(&self, fh: u64) -> &Mutex<HashMap<u64, Open>> {
         &self.shards[fh as usize % SHARDS]
     }
 
-    /// Keeps a handle; gives its number.
-    pub(crate) fn insert(&self, handle: OpenInode) -> u64 {
+    /// Keeps a handle; gives its number. `writable`: the inode, if it is open for reading and writing.
+    pub(crate) fn insert(&self, handle: OpenInode, writable: Option<Ino>) -> u64 {
         let fh = self.next.fetch_add(1, Ordering::Relaxed);
-        self.shard(fh).lock().expect("not poisoned").insert(fh, handle);
+        self.shard(fh).lock().expect("not poisoned").insert(fh, (handle, writable));
         fh
     }
 
-    /// The kernel has closed it.
-    pub(crate) fn remove(&self, fh: u64) {
-        let handle = self.shard(fh).lock().expect("not poisoned").remove(&fh);
-        // The last one of an unlinked file deletes it.
-        drop(handle);
+    /// The kernel has closed it. Returns the inode if it was open for reading and writing.
+    pub(crate) fn remove(&self, fh: u64) -> Option<Ino> {
+        let open = self.shard(fh).lock().expect("not poisoned").remove(&fh);
+        // Dropping the last one of an unlinked file deletes it.
+        open.and_then(|(_, writable)| writable)
     }
 
     pub(crate) fn clear(&self) {

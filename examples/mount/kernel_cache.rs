@@ -11,10 +11,7 @@
 //! |---|---|
 //! | attributes, ACLs | `FUSE_NOTIFY_INVAL_INODE` without a range, for each inode that the kernel was told of |
 //! | names | `FUSE_NOTIFY_INC_EPOCH` (Linux 6.16): every name is asked for again at its next use. Invalidating one name would take its directory's lock. An older kernel is told to keep no names |
-//! | contents, listings | not cached: files are opened for direct I/O |
-//!
-//! Direct I/O has a price: the kernel refuses to map such files shared (`ENODEV`). Pages that a program changes through a mapping
-//! could only be fetched from the kernel by waiting for it.
+//! | contents, listings | not cached: files are opened for direct I/O. Pages of mapped files are another matter, see `mapped` |
 //!
 //! Invariants:
 //!  1. What the kernel may keep is noted here before it is told. [`KernelCache::invalidate`] counts, then takes the notes;
@@ -33,7 +30,9 @@ use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
-use scoutfs::{FrontEnd, Ino, InodeGroup};
+use scoutfs::{FrontEnd, Ino, InodeGroup, Loans, Result, Volume};
+
+use crate::mapped::Mapped;
 
 /// How long the kernel may use names and attributes without asking.
 const TTL: Duration = Duration::from_secs(3600);
@@ -68,6 +67,8 @@ pub(crate) struct KernelCache {
     losses: AtomicU64,
     /// Does the kernel know epochs?
     epochs: AtomicBool,
+    /// Which files the kernel has pages of.
+    pub(crate) mapped: Mapped,
     kernel: OnceLock<Kernel>,
 }
 
@@ -81,6 +82,7 @@ impl KernelCache {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             losses: AtomicU64::new(0),
             epochs: AtomicBool::new(false),
+            mapped: Mapped::new(),
             kernel: OnceLock::new(),
         }
     }
@@ -93,6 +95,12 @@ impl KernelCache {
     /// The kernel has said which version of the protocol it speaks.
     pub(crate) fn negotiated(&self, version: (u32, u32)) {
         self.epochs.store(version >= (7, 44), Ordering::Relaxed);
+    }
+
+    /// May files be mapped shared? From the same version of Linux on the kernel keeps a page that it writes until that is done. Before, it
+    /// wrote a copy, and taking the page back would not wait for it.
+    pub(crate) fn may_map(&self) -> bool {
+        self.epochs.load(Ordering::Relaxed)
     }
 
     pub(crate) fn before(&self) -> Before {
@@ -137,16 +145,24 @@ impl KernelCache {
     }
 
     /// A file is being opened: whatever the kernel has of it and should not have, it forgets (invariant 2).
-    pub(crate) fn opened(&self, ino: Ino) {
+    /// `writable`: for reading and writing, so that it may be mapped and stored into.
+    pub(crate) fn opened(&self, volume: &Volume, ino: Ino, writable: bool) -> Result<()> {
         if !self.noted(ino) {
-            self.forget(ino);
+            self.forget(ino, -1);
         }
+        if writable { self.mapped.opened(volume, ino, || self.drop_pages(ino)) } else { Ok(()) }
     }
 
-    fn forget(&self, ino: Ino) {
+    /// The kernel drops all pages of a file. Waits for those that are being read, and for those that are written for this.
+    pub(crate) fn drop_pages(&self, ino: Ino) {
+        self.forget(ino, 0);
+    }
+
+    /// `from`: pages from this offset on are dropped too, unless it is negative.
+    fn forget(&self, ino: Ino, from: i64) {
         let Some(kernel) = self.kernel.get() else { return };
-        // An error means that the mount is going away.
-        if let Err(e) = kernel.notifier.inval_inode(INodeNo(ino.0), -1, 0) {
+        // An error means that the kernel does not know the inode, or that the mount is going away.
+        if let Err(e) = kernel.notifier.inval_inode(INodeNo(ino.0), from, 0) {
             tracing::debug!("{ino:?} stays in the kernel's cache: {e}");
         }
     }
@@ -171,9 +187,15 @@ impl FrontEnd for KernelCache {
         }
         for (word, mut bits) in notes.into_iter().enumerate() {
             while bits != 0 {
-                self.forget(group.inode(word as u64 * 64 + u64::from(bits.trailing_zeros())));
+                self.forget(group.inode(word as u64 * 64 + u64::from(bits.trailing_zeros())), -1);
                 bits &= bits - 1;
             }
+        }
+    }
+
+    fn recall(&self, group: InodeGroup, loans: Loans) {
+        for ino in self.mapped.recalled(group, loans) {
+            self.drop_pages(ino);
         }
     }
 }

@@ -8,10 +8,13 @@
 //! options. With `-o cluster` it is one of several nodes, which may be on other machines.
 
 mod convert;
+mod crew;
 mod frontend;
 mod handles;
 mod kernel_cache;
+mod mapped;
 mod options;
+mod requests;
 mod session;
 
 use std::path::PathBuf;

@@ -25,8 +25,8 @@ Options of -o, comma separated:
   fence_dir=DIR            without fence_command: all nodes are on this host
                            and are known and killed through files in DIR
                            (default /var/lib/scoutfs/mounts)
-  (In a cluster files cannot be mapped shared and have no flock and fcntl
-   locks: ENODEV, EOPNOTSUPP. Mapping them private works.)
+  (In a cluster files have no flock and fcntl locks: EOPNOTSUPP. They can be
+   mapped shared from Linux 6.16 on, before: ENODEV.)
   source_addr=IP           address that this node's connections come from
   allow_other, threads=N, max_write_kb=N
                            for the FUSE front end

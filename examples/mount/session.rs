@@ -10,9 +10,9 @@ use scoutfs::Volume;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::frontend::FrontEnd;
 use crate::kernel_cache::KernelCache;
 use crate::options::FrontOptions;
+use crate::requests::Requests;
 
 /// Signals that end a mount in order. They are caught from here on, so that none can end the process half way through
 /// opening.
@@ -47,7 +47,10 @@ pub(crate) fn serve(
     config.clone_fd = true;
 
     let cache = front.shared.then(|| Arc::new(KernelCache::new()));
-    let mut session = Session::new(FrontEnd::new(volume.clone(), front.max_write, cache.clone()), dir, &config)?;
+    let mut session = {
+        let requests = Requests::new(volume.clone(), front.max_write, front.threads, cache.clone());
+        Session::new(requests, dir, &config)?
+    };
     if let Some(cache) = cache {
         cache.connect(session.notifier(), session.as_fd().try_clone_to_owned()?);
         volume.add_front_end(cache);

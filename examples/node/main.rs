@@ -14,14 +14,20 @@
 
 #[path = "../mount/convert.rs"]
 mod convert;
+#[path = "../mount/crew.rs"]
+mod crew;
 #[path = "../mount/frontend.rs"]
 mod frontend;
 #[path = "../mount/handles.rs"]
 mod handles;
 #[path = "../mount/kernel_cache.rs"]
 mod kernel_cache;
+#[path = "../mount/mapped.rs"]
+mod mapped;
 #[path = "../mount/options.rs"]
 mod options;
+#[path = "../mount/requests.rs"]
+mod requests;
 mod script;
 #[path = "../mount/session.rs"]
 mod session;

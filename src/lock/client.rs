@@ -10,9 +10,11 @@
 //! Messages are handed in by the thread that receives them and only queued here: a commit needs answers of the server, so
 //! an invalidation that occupied message delivery would wait for itself (L-6).
 
+#[cfg(not(loom))]
+use super::Loan;
 use super::guard::{Lock, LockGuard};
 use super::shell::{Job, Shell};
-use super::{Loan, LockName, LockSender, Mode, Protected, Revoke};
+use super::{LockName, LockSender, Mode, Protected, Revoke};
 use crate::error::Result;
 use crate::format::Key;
 use crate::format::layout::NetLock;

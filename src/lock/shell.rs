@@ -5,6 +5,7 @@
 //! 3. Work is queued on lists that other threads drain ([`Shell::work`], [`Shell::commits`], [`Shell::shrink_kicks`]).
 
 use std::collections::VecDeque;
+#[cfg(not(loom))]
 use std::time::Duration;
 
 use super::guard::{Lock, LockGuard};
@@ -67,7 +68,7 @@ pub(super) struct Job<P: Protected> {
 
 /// How long a front end that wants something to keep waits behind a closed gate before it insists.
 #[cfg(not(loom))]
-const LOAN_PATIENCE: Duration = Duration::from_millis(5);
+const LOAN_PATIENCE: Duration = Duration::from_millis(1);
 
 const OPEN: u8 = 0;
 const SHUT: u8 = 1;

@@ -112,14 +112,20 @@ check_volume() {
         || { tail -40 "$scratch/check.out" >&2; die "the volume is not consistent"; }
 }
 
+# By force: a mount that hangs, perhaps in the kernel, must not keep those who use it.
+drop_mount() {
+    umount -f "$1" 2>/dev/null || true
+    fusermount3 -u -z "$1" 2>/dev/null || true
+}
+
 cleanup() {
     stop_noise
     if [ -n "$mount2_pid" ]; then
-        fusermount3 -u -z "$mnt2" 2>/dev/null || true
+        drop_mount "$mnt2"
         kill -9 "$mount2_pid" 2>/dev/null || true
     fi
     if [ -n "$mount_pid" ]; then
-        fusermount3 -u -z "$mnt" 2>/dev/null || true
+        drop_mount "$mnt"
         kill -9 "$mount_pid" 2>/dev/null || true
     fi
     rm -rf "$scratch"

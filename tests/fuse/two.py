@@ -181,7 +181,7 @@ def see(a, b):
         assert os.preadv(fd, [page], 0) == 8192 and page[:] == bytes([65 + i]) * 8192
         os.close(fd)
 
-    # Mappings: a private one shows what is in the file when it is made; shared ones cannot be kept right, and are refused.
+    # Mappings: a private one shows what is in the file when it is made, a shared one what is in the file.
     for size in [100, 5000, 100000]:
         for i in range(3):
             write(A("map"), bytes([97 + i]) * size)
@@ -189,7 +189,34 @@ def see(a, b):
                 m = mmap.mmap(f.fileno(), 0, flags=mmap.MAP_PRIVATE)
                 assert m[:] == bytes([97 + i]) * size
                 m.close()
-                refused(errno.ENODEV, lambda: mmap.mmap(f.fileno(), 0, flags=mmap.MAP_SHARED))
+                m = mmap.mmap(f.fileno(), 0)
+                assert m[:] == bytes([97 + i]) * size
+                # What is written or stored there is seen here, and the other way round.
+                with open(A("map"), "r+b", buffering=0) as g:
+                    for at in [0, size // 2, size - 1]:
+                        os.pwrite(g.fileno(), b"w", at)
+                        assert m[at:at + 1] == b"w"
+                        m[at:at + 1] = b"s"
+                        assert os.pread(g.fileno(), 1, at) == b"s" == read(A("map"))[at:at + 1]
+                    n = mmap.mmap(g.fileno(), 0)
+                    m[:], n[size - 1:] = bytes([65 + i]) * size, b"z"
+                    assert n[:] == m[:] == read(B("map")) == bytes([65 + i]) * (size - 1) + b"z"
+                    m[:10] = b"0123456789"
+                    n.close(), m.close()
+                assert read(A("map"))[:10] == b"0123456789"
+    # A mapping makes no file longer, and what was cut off does not come back.
+    write(A("map"), b"x" * 9000)
+    with open(B("map"), "r+b") as f:
+        m = mmap.mmap(f.fileno(), 0)
+        m[8999:] = b"y"
+        os.truncate(A("map"), 5000)
+        assert os.stat(B("map")).st_size == 5000 and m[4990:5000] == b"x" * 10
+        m[5000:5010] = b"0" * 10
+        m.flush()
+        os.truncate(A("map"), 9000)
+        assert read(A("map")) == b"x" * 5000 + bytes(4000) and os.fstat(f.fileno()).st_size == 9000
+        assert m[4990:9000] == b"x" * 10 + bytes(4000)
+        m.close()
     # So programs run, and the one that was replaced is not run again.
     for program, status in [("/bin/true", 0), ("/bin/false", 1), ("/bin/true", 0)]:
         write(A("program"), read(program))
