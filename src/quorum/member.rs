@@ -15,8 +15,9 @@ use super::blocks::{QuorumDisk, QuorumEvent};
 use super::config::{present_slots, slot_addr, validate_config, votes_needed};
 use super::election::{Action, Election, ElectionConfig, Role, To};
 use super::message::{MESSAGE_BYTES, Message};
-use super::scan::{Leader, greatest_fence, leader_slot, leaders_to_fence, running_leaders};
+use super::scan::{Leader, greatest_fence, has_stopped, leader_slot, leaders_to_fence, running_leaders};
 use crate::error::{Error, Result};
+use crate::format::consts::QUORUM_SLOTS;
 use crate::format::layout::QuorumConfig;
 use crate::net::{Datagrams, Transport};
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -38,14 +39,19 @@ pub(crate) enum ServerState {
     Stopping,
 }
 
+/// A leader that was heard from so short a time before the election did not fail but stepped down. Heartbeats come every 100 ms.
+const HEARD_LATELY: Duration = Duration::from_secs(1);
+
 /// The order to start the server.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct ServerStart {
     /// Term of the election.
     pub(crate) term: u64,
     /// Leaders to fence first, including those that an earlier server of this mount could not fence. The server may only
     /// become [`ServerState::Up`] when every one is confirmed.
     pub(crate) fence: Vec<Leader>,
+    /// Has this leader recorded meanwhile that it has stopped, so that it need not be fenced?
+    pub(crate) has_stopped: Arc<dyn Fn(&Leader) -> bool + Send + Sync>,
 }
 
 /// The local server as the election sees it. No method may block; call [`QuorumMember::server_changed`] after every
@@ -230,6 +236,8 @@ struct Driver {
     others: Vec<(usize, SocketAddr)>,
     /// Invariant 2.
     unfenced: Vec<Leader>,
+    /// When each slot was heard from last.
+    heard: [Option<Duration>; QUORUM_SLOTS],
 }
 
 impl Driver {
@@ -255,7 +263,16 @@ impl Driver {
             .filter(|leader| leader.rid != config.rid && leader.term != 0)
             .collect();
         let others = present_slots(&config.qconf).filter(|(slot, _)| *slot != config.slot).collect();
-        let mut driver = Driver { config, shared, election, origin: Instant::now(), socket, others, unfenced };
+        let mut driver = Driver {
+            config,
+            shared,
+            election,
+            origin: Instant::now(),
+            socket,
+            others,
+            unfenced,
+            heard: Default::default(),
+        };
         for action in actions {
             driver.act(action)?;
         }
@@ -292,6 +309,9 @@ impl Driver {
         self.election.set_heartbeat_timeout(*self.shared.heartbeat_timeout.lock());
         if self.shared.leave.load(Ordering::Acquire) {
             self.election.leave(now);
+        }
+        if let Some(heard) = message.as_ref().and_then(|m| self.heard.get_mut(usize::from(m.from))) {
+            *heard = Some(now);
         }
         let server = self.config.server.server_state();
         if server == ServerState::Up {
@@ -341,7 +361,9 @@ impl Driver {
             Action::StartServer(term) => match self.whom_to_fence(term) {
                 Ok(fence) => {
                     self.unfenced.clone_from(&fence);
-                    self.config.server.start_server(ServerStart { term, fence });
+                    let (disk, slots) = (self.config.disk.clone(), self.config.qconf);
+                    let has_stopped = Arc::new(move |leader: &Leader| has_stopped(&slots, &disk.read_all(), leader));
+                    self.config.server.start_server(ServerStart { term, fence, has_stopped });
                 }
                 // The server stays down, which ends this leadership in the next step.
                 Err(error) => tracing::error!(%error, "leaders to be fenced are not known: no server is started"),
@@ -360,6 +382,11 @@ impl Driver {
             if leader.term >= fenced && leaders.iter().all(|l| l.rid != leader.rid) {
                 leaders.push(*leader);
             }
+        }
+        let now = self.origin.elapsed();
+        for leader in &mut leaders {
+            let heard = self.heard.get(leader.slot).copied().flatten();
+            leader.stepping_down = heard.is_some_and(|at| now.saturating_sub(at) < HEARD_LATELY);
         }
         Ok(leaders)
     }

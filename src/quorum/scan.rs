@@ -21,6 +21,9 @@ pub(crate) struct Leader {
     pub(crate) term: u64,
     /// Its slot's address.
     pub(crate) addr: SocketAddr,
+    /// It was heard from a moment ago. So it knows, or will know at once, that it leads no more, and may be about to record that it has
+    /// stopped.
+    pub(crate) stepping_down: bool,
 }
 
 fn term(block: &QuorumBlock, what: QuorumEvent) -> u64 {
@@ -60,9 +63,20 @@ pub(crate) fn running_leaders(slot: usize, addr: SocketAddr, block: &QuorumBlock
     let stop = term(block, QuorumEvent::Stop);
     let last = (elect.term.get() > stop).then_some(elect);
     let before = (stop < fence.term.get() && fence.term < elect.term).then_some(fence);
-    let leader =
-        move |e: &crate::format::layout::QuorumBlockEvent| Leader { slot, rid: e.rid.get(), term: e.term.get(), addr };
+    let leader = move |e: &crate::format::layout::QuorumBlockEvent| Leader {
+        slot,
+        rid: e.rid.get(),
+        term: e.term.get(),
+        addr,
+        stepping_down: false,
+    };
     [last, before].into_iter().flatten().map(leader).collect::<Vec<_>>().into_iter()
+}
+
+/// Do the blocks say that this leader has completely stopped? False if its block cannot be read.
+pub(crate) fn has_stopped(config: &QuorumConfig, blocks: &SlotBlocks, leader: &Leader) -> bool {
+    let (Some(addr), Ok(block)) = (slot_addr(config, leader.slot), blocks.get(leader.slot)) else { return false };
+    running_leaders(leader.slot, addr, block).all(|l| (l.rid, l.term) != (leader.rid, leader.term))
 }
 
 /// The greatest term in which a leader has fenced all older ones.

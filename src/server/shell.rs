@@ -29,6 +29,9 @@ use super::fence::{FenceReason, Fencer};
 use super::report::ServerReport;
 use super::trees::Trees;
 
+/// How long a leader that steps down may take to say that it has stopped, before it is fenced; it is looked for that often.
+const STEP_DOWN_TIME: Duration = Duration::from_secs(2);
+const STEP_DOWN_LOOK: Duration = Duration::from_millis(10);
 /// How long the fencing of earlier leaders may take (`spec/05 §3.6`).
 const LEADER_FENCE_TIME: Duration = Duration::from_secs(15);
 /// Most events taken as one batch.
@@ -205,9 +208,7 @@ struct Run {
 
 impl Run {
     fn run(&self) -> Result<()> {
-        if !self.fence_leaders()? {
-            return Ok(());
-        }
+        let Some(fenced) = self.fence_leaders()? else { return Ok(()) };
         let trees = Trees::open(self.config.store.clone(), self.config.data_dev.clone(), self.config.flush_data)?;
         let core_config = CoreConfig {
             votes_needed: votes_needed(&trees.sup.qconf),
@@ -215,7 +216,6 @@ impl Run {
             private: self.config.private,
             only_mount: self.config.only_mount,
         };
-        let fenced: Vec<u64> = self.start.fence.iter().map(|l| l.rid).collect();
         let core = ServerCore::new(trees, core_config, &fenced, Instant::now())?;
         let (events, receiver) = unbounded();
         let net_config = ServerNetConfig {
@@ -240,18 +240,36 @@ impl Run {
         result
     }
 
-    /// Fences the earlier leaders. False: the server was asked to stop meanwhile.
-    fn fence_leaders(&self) -> Result<bool> {
+    /// The earlier leaders that have to be fenced: those that are just stepping down get some time to do that. `None`: the server was
+    /// asked to stop meanwhile.
+    fn leaders_to_fence(&self) -> Option<Vec<Leader>> {
+        let mut leaders = self.start.fence.clone();
+        let patience = Instant::now() + STEP_DOWN_TIME;
+        while leaders.iter().any(|l| l.stepping_down) && Instant::now() < patience {
+            leaders.retain(|l| !(l.stepping_down && (self.start.has_stopped)(l)));
+            match self.receiver.recv_deadline(Instant::now() + STEP_DOWN_LOOK) {
+                Ok(Control::Stop) => return None,
+                // Nothing was asked for yet, and whoever wants a report sees that there is none.
+                Ok(Control::Fenced { .. } | Control::Report(_)) | Err(_) => {}
+            }
+        }
+        Some(leaders)
+    }
+
+    /// Fences the earlier leaders and tells which. `None`: the server was asked to stop meanwhile.
+    fn fence_leaders(&self) -> Result<Option<Vec<u64>>> {
+        let Some(leaders) = self.leaders_to_fence() else { return Ok(None) };
         let deadline = Instant::now() + LEADER_FENCE_TIME;
-        for Leader { rid, addr, .. } in &self.start.fence {
+        for Leader { rid, addr, .. } in &leaders {
             self.spawn_fence(*rid, Some(addr.ip()), FenceReason::QuorumBlockLeader);
         }
-        let mut missing: Vec<u64> = self.start.fence.iter().map(|l| l.rid).collect();
-        missing.sort_unstable();
-        missing.dedup();
+        let mut fenced: Vec<u64> = leaders.iter().map(|l| l.rid).collect();
+        fenced.sort_unstable();
+        fenced.dedup();
+        let mut missing = fenced.clone();
         while let Some(rid) = missing.first() {
             match self.receiver.recv_deadline(deadline) {
-                Ok(Control::Stop) => return Ok(false),
+                Ok(Control::Stop) => return Ok(None),
                 Ok(Control::Fenced { rid, result }) => {
                     result?;
                     missing.retain(|m| *m != rid);
@@ -261,7 +279,7 @@ impl Run {
                 Err(_) => return Err(Error::Busy(format!("leader {rid:016x} has not been fenced in time"))),
             }
         }
-        Ok(true)
+        Ok(Some(fenced))
     }
 
     fn spawn_fence(&self, rid: u64, addr: Option<IpAddr>, reason: FenceReason) {

@@ -124,7 +124,9 @@ impl Cluster {
             reconnect_wait: Duration::from_secs(20),
             on_change: Arc::new(|| {}),
         };
-        *self.server.lock() = Some(Server::start(config, ServerStart { term, fence: Vec::new() }).unwrap());
+        *self.server.lock() = Some(
+            Server::start(config, ServerStart { term, fence: Vec::new(), has_stopped: Arc::new(|_| false) }).unwrap(),
+        );
     }
 
     pub(super) fn mount(self: &Arc<Self>) -> TestMount {

@@ -8,4 +8,5 @@ mod distrust;
 mod harness;
 mod members;
 mod merges;
+mod start;
 mod transactions;
