@@ -18,10 +18,6 @@ import time
 GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.EINTR}
 
 
-# Also what needs the kernel's caches of the mounts to be coherent: appending to a common file, and reading without O_DIRECT
-# what another node changes.
-SHARED = os.environ.get("CLUSTER_SHARED", "0") != "0"
-
 
 def content(node, k):
     rng = random.Random(f"{node}/{k}")
@@ -102,7 +98,7 @@ class Writer:
         os.rename(path + ".new", path)
         synced(base)
         self.tell(f"file {self.k} {hashlib.sha256(data).hexdigest()}")
-        if SHARED and self.k % 3 == 0:
+        if self.k % 3 == 0:
             with open(os.path.join(s.mount, "shared", "log"), "ab") as f:
                 f.write(f"{s.nr} {self.k}\n".encode())
                 f.flush()
@@ -158,7 +154,7 @@ def read(path):
 
 
 def read_register(path):
-    fd = os.open(path, os.O_RDONLY | (0 if SHARED else os.O_DIRECT))
+    fd = os.open(path, os.O_RDONLY)
     try:
         buf = mmap.mmap(-1, 4096)
         return buf[: os.preadv(fd, [buf], 0)]
@@ -182,7 +178,7 @@ def check_file(state, mount, node, k, want):
 def check_shared(state, mount, known):
     """`known`: what each node had been acknowledged before we look."""
     log = os.path.join(mount, "shared", "log")
-    lines = read(log).decode().split("\n") if SHARED else []
+    lines = read(log).decode().split("\n")
     seen = {}
     for line in lines[:-1]:
         node, k = map(int, line.split())
