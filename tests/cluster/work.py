@@ -18,7 +18,6 @@ import time
 GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.EINTR}
 
 
-
 def content(node, k):
     rng = random.Random(f"{node}/{k}")
     return rng.randbytes(rng.choice([0, 17, 4096, 5000, 70000, 200000]))

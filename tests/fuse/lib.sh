@@ -17,7 +17,7 @@ say() { printf -- '-- %s\n' "$*"; }
 die() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
 
 build() {
-    (cd "$root" && cargo build --release --quiet --example mkfs --example mount --example check)
+    (cd "$root" && cargo build --release --quiet --example mkfs --example mount --example check --example node)
 }
 
 # tool NAME VERSION: a test program from crates.io, built once.
