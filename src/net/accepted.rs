@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::client::GREETING_FAREWELL;
 use super::codec::{Frame, FrameReader, Refusal};
 use super::command::{Command, WrongLength};
 use super::link::{Link, write_all};
@@ -16,6 +15,7 @@ use super::server::{Inner, MAX_CLIENTS, ServerEvent};
 use super::session::{Session, Verdict};
 use super::transport::Stream;
 use crate::error::{Errno, Error, Result, fail};
+use crate::format::consts::GREETING_FAREWELL;
 use crate::format::layout::NetGreeting;
 use crate::sync::{Arc, Instant, thread};
 

@@ -116,6 +116,7 @@ impl Echo {
             fsid: 1,
             fmt_vers: 2,
             quorum_member: false,
+            flushes: true,
             transport,
             find_server: Box::new(move || Ok((at, 1))),
             is_still_mounted: Box::new(|| Ok(true)),

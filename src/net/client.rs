@@ -33,12 +33,6 @@ use crate::error::{Errno, Error, Result, fail};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, thread};
 
-/// Greeting flag: the client has begun to leave.
-pub(super) const GREETING_FAREWELL: u64 = 1;
-
-/// Greeting flag: the client is a quorum member.
-pub(super) const GREETING_QUORUM: u64 = 2;
-
 /// What a mount does with the messages of the server. All methods run on the receive thread (or, over the in-process
 /// transport, on a thread of the server), in the order in which the messages arrived, and must not block: they queue
 /// work or answer at once.
@@ -69,6 +63,8 @@ pub(crate) struct ClientConnConfig {
     pub(crate) fmt_vers: u64,
     /// Is the mount a quorum member?
     pub(crate) quorum_member: bool,
+    /// Are both devices flushed before a transaction is sent?
+    pub(crate) flushes: bool,
     /// How to reach servers.
     pub(crate) transport: Arc<dyn Transport>,
     /// Address and term of the current leader (`quorum::find_server`); `ENOENT` when there is none.
@@ -178,6 +174,7 @@ pub(super) struct Inner {
     pub(super) fsid: u64,
     pub(super) fmt_vers: u64,
     pub(super) quorum_member: bool,
+    pub(super) flushes: bool,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) handler: Arc<dyn ClientHandler>,
     pub(super) link: Arc<Link<Completion, Own>>,
@@ -219,6 +216,7 @@ impl ClientConn {
             fsid: config.fsid,
             fmt_vers: config.fmt_vers,
             quorum_member: config.quorum_member,
+            flushes: config.flushes,
             transport: config.transport,
             handler: config.handler,
             link: Link::new(Session::new(1), Own::default(), "scoutfs-net-tx"),

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::client::{GREETING_FAREWELL, GREETING_QUORUM, Inner, Own, is_down};
+use super::client::{Inner, Own, is_down};
 use super::codec::{Frame, FrameReader};
 use super::command::Command;
 use super::link::write_all;
 use super::receive::{By, read_frames, receive_all};
 use super::transport::Stream;
 use crate::error::{Errno, Error, Result, fail};
+use crate::format::consts::{GREETING_FAREWELL, GREETING_FLUSHES, GREETING_OPENS, GREETING_QUORUM};
 use crate::format::layout::NetGreeting;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Instant, Mutex, random};
@@ -55,6 +56,8 @@ pub(super) struct Dialer {
     is_still_mounted: IsStillMounted,
     /// Answered greetings in a row that led to nothing.
     refusals: u32,
+    /// Greetings in a row that ended without an answer.
+    unanswered: u32,
 }
 
 impl Dialer {
@@ -63,7 +66,7 @@ impl Dialer {
         find_server: Arc<Mutex<FindServer>>,
         is_still_mounted: IsStillMounted,
     ) -> Dialer {
-        Dialer { inner, find_server, is_still_mounted, refusals: 0 }
+        Dialer { inner, find_server, is_still_mounted, refusals: 0, unanswered: 0 }
     }
 
     /// Until nobody wants a connection any more.
@@ -153,6 +156,7 @@ impl Dialer {
         let mut reader = FrameReader::new();
         let mut answered = false;
         let greeted = self.greet(&**stream, &mut reader, &mut answered);
+        self.unanswered = if answered { 0 } else { self.unanswered.wrapping_add(1) };
         // Forgotten below if the socket brings something.
         self.refusals += u32::from(answered);
         let term = greeted?;
@@ -230,8 +234,16 @@ impl Dialer {
             fmt_vers: self.inner.fmt_vers.into(),
             server_term: own.term.into(),
             rid: self.inner.rid.into(),
-            flags: (farewell | quorum).into(),
+            flags: (farewell | quorum | self.features()).into(),
         }
+    }
+
+    /// What this client can do beyond the original. Left out after a refusal, in case that this is why.
+    fn features(&self) -> u64 {
+        if self.refusals > 0 || !self.unanswered.is_multiple_of(2) {
+            return 0;
+        }
+        GREETING_OPENS | if self.inner.flushes { GREETING_FLUSHES } else { 0 }
     }
 
     /// The term in a greeting response, after its checks.

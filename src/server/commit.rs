@@ -75,8 +75,9 @@ impl Trees {
         2 + self.sup.meta_alloc.iter().map(|r| 3 + extents::mod_blocks(r)).sum::<u64>()
     }
 
-    /// Writes everything that has changed. `clients` is the number of connected mounts.
-    pub(super) fn commit(&mut self, clients: usize) -> Result<()> {
+    /// Writes everything that has changed. `clients` is the number of connected mounts; `all_flush`: they all have flushed the data device
+    /// before they sent what this commit records.
+    pub(super) fn commit(&mut self, clients: usize, all_flush: bool) -> Result<()> {
         self.refill()?;
         let (avail, freed) = self.alloc.finish(&mut self.dirty)?;
         self.sup.server_meta_avail[self.active] = avail;
@@ -88,8 +89,8 @@ impl Trees {
         self.dirty.write_out(&self.store)?;
         self.writer.write_shadow(&*dev, &self.sup)?;
         dev.flush()?;
-        if let Some(data) = self.data_dev.as_ref().filter(|_| self.flush_data) {
-            // A mount of our own has begun this meanwhile.
+        // The first commit covers what was recorded by a server that did not flush.
+        if let Some(data) = self.data_dev.as_ref().filter(|_| self.flush_data && (!all_flush || self.commits == 0)) {
             data.flush()?;
         }
         self.writer.write_super(&*dev, &self.sup)?;

@@ -14,11 +14,12 @@
 //! 4. [`Fail::Refuse`] is only possible before the first change of a step, or when the state is consistent as it is;
 //!    every other failure is [`Fail::Stop`]: nothing more is written and the server ends (`spec/05 §5.2`).
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::error::{Errno, Error, Result};
+use crate::format::consts::GREETING_FLUSHES;
 use crate::format::layout::{
     LogMergeComplete, LogTrees, MountedClient, NetResizeDevices, OpenInoMapArgs, SrchCompact, VolumeOptionValues,
 };
@@ -172,9 +173,7 @@ pub(crate) struct CoreConfig {
     pub(crate) votes_needed: usize,
     /// How long a mount waits for the others before a log merge (`log_merge_wait_timeout_ms`).
     pub(crate) merge_wait: Duration,
-    /// Every mount and every server that they may meet are of this process. So the commit that records a transaction may
-    /// open the next one too: the same state as after two commits, but a server of the original that took over would
-    /// refuse a repetition of the COMMIT, because the record is of another transaction already.
+    /// Every mount and every server that they may meet are of this process.
     pub(crate) private: bool,
     /// The one mount that can ever reach this server, if only one can: its network is of that mount's own. Other mounts that
     /// are recorded are not waited for; they are fenced at once.
@@ -193,6 +192,8 @@ pub(crate) struct ServerCore {
     pub(super) silence: Silence,
     /// Mounts that made first contact and were not reclaimed.
     pub(super) connected: BTreeSet<u64>,
+    /// What the connected mounts said that they can (`GREETING_FLUSHES`, `GREETING_OPENS`).
+    pub(super) features: BTreeMap<u64, u64>,
     /// Farewells that are not answered, in order of arrival.
     pub(super) farewells: Vec<Asker>,
     /// Reclaimed, and answered as soon as no other farewell is being reclaimed.
@@ -232,6 +233,7 @@ impl ServerCore {
             fences: Fences::default(),
             silence: Silence::default(),
             connected: BTreeSet::new(),
+            features: BTreeMap::new(),
             farewells: Vec::new(),
             goodbyes: Vec::new(),
             reclaiming: BTreeSet::new(),
@@ -422,7 +424,9 @@ impl ServerCore {
     }
 
     fn commit(&mut self) -> Result<()> {
-        self.trees.commit(self.connected.len())?;
+        let flushes = |rid| self.features.get(rid).is_some_and(|f| f & GREETING_FLUSHES != 0);
+        let all_flush = self.connected.iter().all(flushes);
+        self.trees.commit(self.connected.len(), all_flush)?;
         self.desk.publish(&self.trees.stable);
         Ok(())
     }

@@ -15,7 +15,8 @@ use crate::alloc::zones::{ZoneChoice, ZoneSet};
 use crate::btree;
 use crate::error::{Errno, Result};
 use crate::format::consts::{
-    ALLOC_FLAG_LOW, LOG_TREES_FINALIZED, SRCH_LOG_BLOCK_LIMIT, VOLOPT_DATA_ALLOC_ZONE_BLOCKS, ZONE_LOG_MERGE_STATUS,
+    ALLOC_FLAG_LOW, GREETING_OPENS, LOG_TREES_FINALIZED, SRCH_LOG_BLOCK_LIMIT, VOLOPT_DATA_ALLOC_ZONE_BLOCKS,
+    ZONE_LOG_MERGE_STATUS,
 };
 use crate::format::layout::{LogMergeRange, LogMergeStatus, LogTrees, SrchFile};
 use crate::format::{Key, Rid, check, keys};
@@ -199,8 +200,8 @@ impl ServerCore {
         }
         let key = keys::log_trees(Rid(from.rid), sent.nr.get());
         let Some(stored) = self.trees.get::<LogTrees>(&key)? else { return refuse(Errno::ENOENT) };
-        // A private server may have opened the next transaction with the commit that recorded this one.
-        let opened_next = self.config.private && stored.get_trans_seq > stored.commit_trans_seq;
+        // The commit that recorded it may have opened the next one, here or at an earlier server.
+        let opened_next = stored.get_trans_seq > stored.commit_trans_seq;
         let recorded = stored.commit_trans_seq == sent.get_trans_seq && sent.get_trans_seq != 0;
         let same = stored.get_trans_seq == sent.get_trans_seq || (opened_next && recorded);
         if !same || is_finalized(&stored) {
@@ -229,11 +230,18 @@ impl ServerCore {
         self.trees.put_log_trees(&lt)?;
         self.trees.closing.push(sent.get_trans_seq.get());
         self.answer(from, Ok(Vec::new()));
-        if self.config.private && self.has_room() && self.needs_no_cut(from.rid)? {
+        if self.may_open(from.rid) && self.has_room() && self.needs_no_cut(from.rid)? {
             // The mount asks for the next transaction as soon as it has the answer, and finds it open.
             self.open_transaction(from.rid)?;
         }
         Ok(Step::Done)
+    }
+
+    /// Does this mount know that the commit which records its transaction may open the next one? It is the same state as after two
+    /// commits. But a server of the original that took over before the answer was sent would refuse the repeated COMMIT, because the
+    /// record is of another transaction already; a mount that does not know this would repeat it for ever.
+    fn may_open(&self, rid: u64) -> bool {
+        self.config.private || self.features.get(&rid).is_some_and(|f| f & GREETING_OPENS != 0)
     }
 
     fn check_commit(&self, stored: &LogTrees, sent: &LogTrees) -> Result<(), &'static str> {

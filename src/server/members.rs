@@ -6,7 +6,9 @@ use zerocopy::IntoBytes;
 
 use crate::error::{Errno, Error, Result};
 use crate::format::Key;
-use crate::format::consts::{AF_IPV4, GREETING_FAREWELL, GREETING_QUORUM, MOUNTED_CLIENT_QUORUM};
+use crate::format::consts::{
+    AF_IPV4, GREETING_FAREWELL, GREETING_FLUSHES, GREETING_OPENS, GREETING_QUORUM, MOUNTED_CLIENT_QUORUM,
+};
 use crate::format::layout::{MountedClient, NetGreeting, OpenInoMapArgs};
 use crate::lock::{Recovered, wire};
 use crate::net::Command;
@@ -31,7 +33,9 @@ impl ServerCore {
         first_contact: bool,
         peers: &mut dyn Peers,
     ) {
+        let features = greeting.flags.get() & (GREETING_FLUSHES | GREETING_OPENS);
         if !first_contact {
+            self.features.insert(rid, features);
             return peers.greeting_done(token, Ok(()));
         }
         // A mount that is being fenced, or was reclaimed by an earlier server, has lost what it believes to own.
@@ -42,6 +46,7 @@ impl ServerCore {
             tracing::warn!(rid, "refused a mount that has been given up");
             return peers.greeting_done(token, Err(Errno::EINVAL.into()));
         }
+        self.features.insert(rid, features);
         if known || greeting.server_term.get() != 0 {
             // The record may not be durable yet if the first greeting was not answered: wait for the commit.
             self.answers.push(Answer::Greeted { token, rid });
@@ -246,6 +251,7 @@ impl ServerCore {
     pub(super) fn reclaimed(&mut self, rid: u64, fenced: bool, peers: &mut dyn Peers) {
         self.reclaiming.remove(&rid);
         self.connected.remove(&rid);
+        self.features.remove(&rid);
         if let Some(i) = self.farewells.iter().position(|f| f.rid == rid) {
             self.goodbyes.push(self.farewells.remove(i));
         }

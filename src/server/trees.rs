@@ -30,7 +30,7 @@ use super::shadow::{self, SuperWriter};
 pub(crate) struct Trees {
     pub(super) store: Arc<BlockStore>,
     pub(super) data_dev: Option<Arc<dyn BlockDevice>>,
-    /// The data device is flushed with each commit, so that data of mounts that never flush is covered too.
+    /// The data device is flushed with each commit of a server that mounts reach which do not flush it themselves.
     pub(super) flush_data: bool,
     pub(super) writer: SuperWriter,
     pub(super) sup: Box<SuperBlock>,

@@ -16,7 +16,7 @@ use super::{CommitCtx, Txn, srch_file};
 use crate::alloc::{Bounds, DataAlloc, MetaAlloc};
 use crate::block::{Cow, DirtySet};
 use crate::btree::{self, LogItem};
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result};
 use crate::format::consts::{LOG_TREES_FINALIZED, SMALL_BYTES};
 use crate::format::layout::{BlockRef, LogTrees};
 use crate::format::{bloom_bits, check, keys};
@@ -48,6 +48,8 @@ pub(super) struct Run {
     flush_data: bool,
     /// Bits that were set in a bloom block do not count any more.
     forget_bloom: bool,
+    /// The next transaction, if it is known already.
+    opened: Option<LogTrees>,
 }
 
 impl Run {
@@ -60,6 +62,7 @@ impl Run {
             record: LogTrees::new_zeroed(),
             flush_data: false,
             forget_bloom: false,
+            opened: None,
         }
     }
 
@@ -159,7 +162,11 @@ impl Txn {
 
     /// Tells the server. When it has answered, what was dirty is clean.
     fn send(&self, run: &mut Run) -> Result<Step> {
-        self.service.commit_log_trees(&run.record)?;
+        let opened = match self.service.commit_log_trees(&run.record) {
+            Ok(()) => None,
+            Err(e) if e.is(Errno::EIO) => Some(self.recorded_before(&run.record, e)?),
+            Err(e) => return Err(e),
+        };
         if let Some(batch) = run.batch.take() {
             self.items.committed(&batch, run.forget_bloom);
         }
@@ -168,6 +175,7 @@ impl Txn {
         self.inode_delta.store(0, Relaxed);
         *self.data.lock() = None;
         run.base = run.record;
+        run.opened = opened;
         if let Some(hook) = self.hook() {
             hook.committed();
         }
@@ -175,9 +183,24 @@ impl Txn {
         Ok(Step::Open)
     }
 
+    /// A server has refused the COMMIT. It may be one of the original, and its predecessor recorded the transaction and opened the next one
+    /// without being able to tell us (`GREETING_OPENS`). Then that is the transaction that is given out now.
+    fn recorded_before(&self, record: &LogTrees, refusal: Error) -> Result<LogTrees> {
+        let new = self.service.get_log_trees()?;
+        if new.rid == record.rid && new.nr == record.nr && new.commit_trans_seq == record.get_trans_seq {
+            tracing::info!(seq = record.get_trans_seq.get(), "an earlier server has recorded the transaction");
+            Ok(new)
+        } else {
+            Err(refusal)
+        }
+    }
+
     /// Gets the next transaction (or the first one) and makes it the open one. The gate is still closed.
     pub(super) fn open_transaction(&self, run: &mut Run) -> Result<()> {
-        let new = self.service.get_log_trees()?;
+        let new = match run.opened.take() {
+            Some(new) => new,
+            None => self.service.get_log_trees()?,
+        };
         self.check_received(&new)?;
         let old = &run.base;
         let same_tree = new.nr == old.nr && old.get_trans_seq.get() != 0;

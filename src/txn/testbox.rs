@@ -57,6 +57,10 @@ pub(crate) struct Faults {
     pub(crate) commit: u32,
     /// Do so many COMMITs, but answer an error.
     pub(crate) commit_answer: u32,
+    /// Refuse so many COMMITs (EIO).
+    pub(crate) refuse: u32,
+    /// Refuse so many COMMITs, but record them and open the next transaction before: what an earlier server did, whose answer was lost.
+    pub(crate) recorded_before: u32,
     /// Fail so many GETs.
     pub(crate) get: u32,
     /// Set the LOW flag of metadata.
@@ -214,6 +218,10 @@ impl ServerBox {
             faults.commit -= 1;
             return Err(Error::Busy("no server".into()));
         }
+        if faults.refuse > 0 {
+            faults.refuse -= 1;
+            return Err(Error::Posix(Errno::EIO));
+        }
         assert_eq!(lt.rid.get(), rid);
         assert!(lt.item_root.height > 0 || lt.bloom_ref.blkno.get() == 0, "bloom block beside an empty tree");
         self.commits.lock().push(*lt);
@@ -228,6 +236,12 @@ impl ServerBox {
         if faults.commit_answer > 0 {
             faults.commit_answer -= 1;
             return Err(Error::Busy("answer lost".into()));
+        }
+        if faults.recorded_before > 0 {
+            faults.recorded_before -= 1;
+            drop((trees, faults));
+            self.get(rid)?;
+            return Err(Error::Posix(Errno::EIO));
         }
         Ok(())
     }

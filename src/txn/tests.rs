@@ -346,6 +346,39 @@ fn close_commits_what_is_left() {
 }
 
 #[test]
+fn a_commit_that_an_earlier_server_recorded_is_not_repeated_for_ever() {
+    // A server recorded the transaction and opened the next one with the same commit, then died. Its successor, one of the original, refuses
+    // the repeated COMMIT, because the record is of another transaction.
+    let server = ServerBox::new();
+    let a = Mount::new(&server, 1);
+    put(&a, 1, 1, "first");
+    server.faults.lock().recorded_before = 1;
+    a.txn.sync().unwrap();
+    put(&a, 1, 2, "second");
+    a.txn.sync().unwrap();
+    let seqs: Vec<u64> = server.commits.lock().iter().map(|lt| lt.get_trans_seq.get()).collect();
+    assert!(seqs.windows(2).all(|w| w[0] < w[1]), "{seqs:?}");
+    let b = Mount::new(&server, 2);
+    assert_eq!((get(&b, 1, 1).as_deref(), get(&b, 1, 2).as_deref()), (Some("first"), Some("second")));
+}
+
+#[test]
+fn a_commit_that_is_refused_and_not_recorded_has_failed() {
+    let server = ServerBox::new();
+    let a = Mount::new(&server, 1);
+    put(&a, 1, 1, "first");
+    let recorded = server.commits.lock().len();
+    server.faults.lock().refuse = 1;
+    assert_eq!(a.txn.sync().unwrap_err().errno(), Errno::EIO);
+    assert_eq!(server.commits.lock().len(), recorded);
+    // It is still to be recorded.
+    a.txn.sync().unwrap();
+    assert_eq!(server.commits.lock().len(), recorded + 1);
+    let b = Mount::new(&server, 2);
+    assert_eq!(get(&b, 1, 1).as_deref(), Some("first"));
+}
+
+#[test]
 fn answers_that_cannot_be_right_are_not_used() {
     struct Wrong(AtomicU32, LogTrees);
     impl LogService for Wrong {

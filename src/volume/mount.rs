@@ -305,6 +305,7 @@ impl Network<'_> {
             fsid: self.sb.hdr.fsid.get(),
             fmt_vers: self.sb.fmt_vers.get(),
             quorum_member: self.options.quorum_slot.is_some(),
+            flushes: self.shared,
             transport,
             find_server: Box::new(find_server),
             is_still_mounted: Box::new(is_still_mounted),

@@ -151,6 +151,7 @@ impl Cluster {
                 fsid: cluster.fsid,
                 fmt_vers: cluster.fmt_vers,
                 quorum_member: true,
+                flushes: true,
                 transport: cluster.transport.clone(),
                 find_server: Box::new(move || Ok((term_of.addr, term_of.term.load(Ordering::Relaxed)))),
                 is_still_mounted: Box::new(|| Ok(true)),

@@ -125,6 +125,7 @@ fn start_client(
         fsid: FSID,
         fmt_vers: 2,
         quorum_member: false,
+        flushes: true,
         transport: transport.clone(),
         find_server: Box::new(move || server.lock().ok_or(crate::error::Errno::ENOENT.into())),
         is_still_mounted: Box::new(move || Ok(*mounted.lock())),

@@ -109,7 +109,8 @@ fn a_private_server_needs_one_commit_for_each_transaction() {
     }
 }
 
-/// A server that another one may follow must not: the next one would refuse a COMMIT whose answer was lost.
+/// A server that one of the original may follow must not, unless the mount knows what to do: the next server would refuse a COMMIT whose
+/// answer was lost.
 #[test]
 fn a_server_among_others_opens_a_transaction_when_asked() {
     let (_, _, mut server) = small();
@@ -120,7 +121,30 @@ fn a_server_among_others_opens_a_transaction_when_asked() {
     let stored = server.core.trees.last_log_trees(7).unwrap().unwrap();
     assert_eq!(stored.get_trans_seq, stored.commit_trans_seq);
     client.reopen(&mut server).unwrap();
-    assert_eq!(errno(client.commit(&mut server, &lt)), Errno::EIO);
+    // This one knows that it has the COMMIT, whoever opened the next transaction.
+    client.commit(&mut server, &lt).unwrap();
+    assert_eq!(server.core.trees.last_log_trees(7).unwrap().unwrap().get_trans_seq, client.lt.get_trans_seq);
+}
+
+#[test]
+fn a_mount_that_knows_how_gets_its_next_transaction_with_the_commit() {
+    let (meta, _, mut server) = small();
+    server.greet(7, 0, GREETING_OPENS).unwrap();
+    server.mount(8);
+    let mut client = SimClient::open(&mut server, 7);
+    let lt = client.write(0..30, 160, 40, 7).unwrap();
+    let before = server.core.trees.commits();
+    client.commit(&mut server, &lt).unwrap();
+    client.reopen(&mut server).unwrap();
+    assert_eq!(server.core.trees.commits(), before + 1);
+    assert!(client.lt.get_trans_seq > lt.get_trans_seq);
+    assert_statfs(&mut server, &meta, 7);
+    // Another mount beside it does not.
+    let mut other = SimClient::open(&mut server, 8);
+    let lt = other.write(30..60, 160, 40, 7).unwrap();
+    other.commit(&mut server, &lt).unwrap();
+    let stored = server.core.trees.last_log_trees(8).unwrap().unwrap();
+    assert_eq!(stored.get_trans_seq, stored.commit_trans_seq);
 }
 
 /// A merge that is due needs the mount's tree to be finalized when the transaction ends.
@@ -378,4 +402,28 @@ fn defect_13_growing_past_the_last_zone_is_refused() {
     server.call(7, Command::SetVolopt, options.as_bytes()).unwrap();
     let totals = NetResizeDevices { new_total_meta_blocks: 0.into(), new_total_data_blocks: (total + 1).into() };
     assert_eq!(errno(server.call(7, Command::ResizeDevices, totals.as_bytes())), Errno::EINVAL);
+}
+
+/// Mounts of the original never flush what they write; the server does it for them, before the super block refers to it.
+#[test]
+fn the_data_device_is_flushed_for_mounts_that_do_not_flush_it() {
+    let (meta, data) = volume(64 * MIB, 64 * MIB, 1);
+    let data = FaultDevice::new(data);
+    let mut server = TestServer::open(meta, data.clone());
+    let flushes = |server: &mut TestServer, client: &mut SimClient| {
+        let lt = client.write(0..30, 160, 40, 7).unwrap();
+        let before = data.operations();
+        client.commit(server, &lt).unwrap();
+        let after = data.operations();
+        client.reopen(server).unwrap();
+        after - before
+    };
+    server.greet(7, 0, GREETING_FLUSHES).unwrap();
+    let mut flushing = SimClient::open(&mut server, 7);
+    assert!(data.operations() > 0, "the first commit covers what earlier servers recorded");
+    assert_eq!(flushes(&mut server, &mut flushing), 0);
+    server.greet(8, 0, 0).unwrap();
+    let mut other = SimClient::open(&mut server, 8);
+    assert_eq!(flushes(&mut server, &mut other), 1);
+    assert_eq!(flushes(&mut server, &mut flushing), 1, "a commit may be of both");
 }
