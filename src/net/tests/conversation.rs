@@ -3,9 +3,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use zerocopy::{FromBytes, IntoBytes};
+
 use super::harness::*;
 use crate::error::Errno;
+use crate::format::consts::{GREETING_FAREWELL, GREETING_FLUSHES, GREETING_OPENS, GREETING_QUORUM};
+use crate::format::layout::NetGreeting;
 use crate::net::client::{ClientHandler, Reply};
+use crate::net::codec::Head;
 use crate::net::command::Command;
 use crate::net::server::ServerEvent;
 use crate::net::transport::Transport;
@@ -255,4 +260,39 @@ fn a_panic_in_a_handler_breaks_the_connection() {
     assert!(matches!(events.recv().unwrap(), ServerEvent::Greeting { .. }) || !conn.status().connected);
     net.stop();
     conn.close();
+}
+
+/// What a client can do beyond the original is told in bits of the greeting that the original ignores. Should a server refuse
+/// them or close on them, the client comes in without.
+#[test]
+fn a_server_that_refuses_unknown_bits_is_greeted_without_them() {
+    for answers in [true, false] {
+        let hub: Arc<dyn Transport> = MemTransport::new();
+        let listener = hub.listen(addr(1)).unwrap();
+        let ear = Arc::new(Ear::default());
+        let conn = client(&hub, 5, &Place::at(addr(1), 3), &ear);
+        let mut flags = Vec::new();
+        loop {
+            let mut raw = Raw::new(listener.accept().unwrap());
+            let (head, payload) = raw.receive().unwrap();
+            let mut greeting = NetGreeting::read_from_bytes(&payload).unwrap();
+            flags.push(greeting.flags.get());
+            let known = GREETING_FAREWELL | GREETING_QUORUM;
+            let refused = greeting.flags.get() & !known != 0;
+            if refused && !answers {
+                raw.stream.shutdown();
+                continue;
+            }
+            (greeting.server_term, greeting.flags) = (3.into(), 0.into());
+            let error = if refused { 22 } else { 0 };
+            let payload = if refused { &[][..] } else { greeting.as_bytes() };
+            raw.send(Head { recv_seq: 0, response: true, error, ..head }, payload);
+            if !refused {
+                break;
+            }
+            raw.stream.shutdown();
+        }
+        assert_eq!(flags, [GREETING_FLUSHES | GREETING_OPENS, 0], "answers: {answers}");
+        conn.force_down();
+    }
 }
