@@ -184,6 +184,17 @@ impl Cache {
         drop(dropped);
     }
 
+    /// Drops a version, if it is here. Its place in the queue is given up when its turn comes.
+    pub(super) fn remove(&self, key: CacheKey) {
+        let mut shard = self.shard(key).lock();
+        let dropped = match shard.map.get(&key) {
+            Some(Slot::Ready { .. }) => shard.map.remove(&key),
+            _ => None,
+        };
+        drop(shard);
+        drop(dropped);
+    }
+
     #[cfg(test)]
     pub(super) fn stats(&self) -> CacheStats {
         let mut sum = CacheStats::default();

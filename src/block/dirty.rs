@@ -66,6 +66,10 @@ struct Dirty {
 #[derive(Default)]
 pub(crate) struct DirtySet {
     blocks: HashMap<u64, Dirty>,
+    /// Clean blocks that dirty ones replace: versions that only readers of older roots still want.
+    replaced: Vec<(u64, u64)>,
+    /// Those that the last write-out replaced. Readers had a whole transaction to come to the newer roots.
+    outdated: Vec<(u64, u64)>,
 }
 
 impl DirtySet {
@@ -87,6 +91,13 @@ impl DirtySet {
     /// Drops everything unwritten.
     pub(crate) fn forget(&mut self) {
         self.blocks.clear();
+        self.replaced.clear();
+    }
+
+    /// The dirty blocks are written: nothing is dirty any more. Gives the versions that were replaced one write-out before.
+    pub(super) fn written(&mut self) -> Vec<(u64, u64)> {
+        self.blocks.clear();
+        std::mem::replace(&mut self.outdated, std::mem::take(&mut self.replaced))
     }
 
     /// Adds a block under a number and nonce that the caller chose.
@@ -159,6 +170,9 @@ impl Cow<'_> {
                 self.alloc.cancel(new);
                 return Err(e);
             }
+            if old != 0 {
+                self.dirty.replaced.push((old, r.seq.get()));
+            }
             *r = BlockRef { blkno: new.0.into(), seq: self.store.nonce().into() };
             self.dirty.insert(*r, content);
         }
@@ -191,7 +205,9 @@ impl Cow<'_> {
             check_version(d, r)?;
         }
         self.alloc.free(MetaBlock(blkno))?;
-        self.dirty.blocks.remove(&blkno);
+        if self.dirty.blocks.remove(&blkno).is_none() {
+            self.dirty.replaced.push((blkno, r.seq.get()));
+        }
         Ok(())
     }
 }

@@ -252,7 +252,7 @@ impl BlockStore {
 
 impl DirtySet {
     /// Encodes and writes all dirty blocks, in ascending order and batches; no flush. On success the set is empty and the
-    /// blocks are in the cache; on an error everything stays dirty and the call can be repeated.
+    /// blocks are in the cache, without the versions that nobody is likely to want again; on an error everything stays dirty and the call can be repeated.
     pub(crate) fn write_out(&mut self, store: &BlockStore) -> Result<()> {
         let mut refs = self.refs();
         refs.sort_unstable_by_key(|r| r.blkno.get());
@@ -268,7 +268,8 @@ impl DirtySet {
             store.dev.write_batch(&writes)?;
         }
         // Only now: content may still change before a failed write-out is repeated, under the same version.
-        self.forget();
+        let outdated = self.written();
+        outdated.into_iter().for_each(|key| store.cache.remove(key));
         for (r, block) in refs.iter().zip(done) {
             store.cache.put((r.blkno.get(), r.seq.get()), block, store.pool.charged());
         }
