@@ -30,7 +30,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const ROUNDS: usize = 300;
 const REPEATS: usize = 5;
-const FILES: usize = 3000;
+const FILES: usize = 30_000;
 /// More than what the original needs, so that the numbers of a large volume apply.
 const META_BYTES: u64 = 6 << 30;
 static CHUNK: [u8; 65536] = [0; 65536];
@@ -135,7 +135,7 @@ impl Bench {
         if !self.wants(NAME) {
             return;
         }
-        let time = self.in_turn("alternating", ROUNDS);
+        let time = self.in_turn("alternating", 3000);
         println!("{NAME:<44} {:>9.0} hand-overs/s (wanted: 2,000)", 1.0 / time);
     }
 

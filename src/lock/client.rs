@@ -255,12 +255,12 @@ impl<P: Protected> Shell<P> {
     /// Takes one started invalidation and does it, or hands it to the commit thread. `None`: closed.
     pub(super) fn work_step(&self) -> Option<()> {
         for job in self.work.take(1)? {
-            let dirty = job.lock.dirty_seq();
-            if job.from.writes() && !job.committed && dirty != 0 && dirty >= self.revoke.open_seq() {
+            // Changed since it was queued, by somebody who marks late.
+            if self.needs_commit(&job) {
                 self.commits.push(job);
-                continue;
+            } else {
+                self.drop_and_finish(job);
             }
-            self.drop_and_finish(job);
         }
         Some(())
     }

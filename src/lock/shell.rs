@@ -309,7 +309,9 @@ impl<P: Protected> Shell<P> {
                 }
                 Out::Response { epoch, id, old, new } => self.respond(epoch, id, lock.name(), old, new),
                 Out::Work { from, to } => {
-                    self.work.push(Job { lock: lock.clone(), from, to, committed: false });
+                    let job = Job { lock: lock.clone(), from, to, committed: false };
+                    let list = if self.needs_commit(&job) { &self.commits } else { &self.work };
+                    list.push(job);
                 }
                 Out::Recall { from, to } => {
                     if !self.recalls.push(Job { lock: lock.clone(), from, to, committed: false }) {
@@ -324,6 +326,12 @@ impl<P: Protected> Shell<P> {
                 Out::Free => self.table.remove_if_free(lock),
             }
         }
+    }
+
+    /// Does the invalidation have to wait until what was changed under the lock is durable?
+    pub(super) fn needs_commit(&self, job: &Job<P>) -> bool {
+        let dirty = job.lock.dirty_seq();
+        job.from.writes() && !job.committed && dirty != 0 && dirty >= self.revoke.open_seq()
     }
 
     fn respond(&self, epoch: u64, id: u64, name: LockName, old: Mode, new: Mode) {
