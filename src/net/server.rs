@@ -246,6 +246,11 @@ impl ServerNet {
         (&*self.inner).request(rid, cmd, payload)
     }
 
+    /// Has the client no socket now?
+    pub(crate) fn is_away(&self, rid: u64) -> bool {
+        self.inner.state.lock().clients.get(&rid).is_none_or(|c| c.deadline.is_some())
+    }
+
     /// Ends a greeting. `Ok`: the client is let in, and requests may be sent to it from now on (they follow the greeting
     /// response). `Err`: it gets an error response and its socket is closed.
     pub(crate) fn greeting_done(&self, token: u64, result: Result<()>) {

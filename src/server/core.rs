@@ -42,6 +42,8 @@ pub(crate) trait Peers: Mail {
     fn greeting_done(&mut self, token: u64, result: Result<()>);
     /// Forgets a client that was reclaimed after fencing.
     fn drop_client(&mut self, rid: u64);
+    /// Has this client no connection now? It may come back.
+    fn is_away(&self, rid: u64) -> bool;
     /// Has a mount fenced; the outcome comes back as [`Event::Fenced`].
     fn fence(&mut self, rid: u64, addr: Option<IpAddr>, reason: FenceReason);
 }
@@ -192,6 +194,8 @@ pub(crate) struct ServerCore {
     pub(super) silence: Silence,
     /// Mounts that made first contact and were not reclaimed.
     pub(super) connected: BTreeSet<u64>,
+    /// Mounts that had no connection when farewells were looked at last.
+    pub(super) away: BTreeSet<u64>,
     /// What the connected mounts said that they can (`GREETING_FLUSHES`, `GREETING_OPENS`).
     pub(super) features: BTreeMap<u64, u64>,
     /// Farewells that are not answered, in order of arrival.
@@ -233,6 +237,7 @@ impl ServerCore {
             fences: Fences::default(),
             silence: Silence::default(),
             connected: BTreeSet::new(),
+            away: BTreeSet::new(),
             features: BTreeMap::new(),
             farewells: Vec::new(),
             goodbyes: Vec::new(),
@@ -384,7 +389,7 @@ impl ServerCore {
     /// Lets every job do a step, commits, and answers. An error means that the server must stop without writing.
     pub(crate) fn round(&mut self, now: Instant, peers: &mut dyn Peers) -> Result<()> {
         self.tick(now, peers)?;
-        self.start_farewells()?;
+        self.start_farewells(peers)?;
         self.logs_moved = false;
         let parked = std::mem::take(&mut self.parked).into_iter().map(|(_, job)| job);
         let mut jobs: VecDeque<Job> = parked.chain(std::mem::take(&mut self.ready)).collect();

@@ -223,9 +223,10 @@ impl ServerCore {
         let asking: Vec<u64> = self.farewells.iter().map(|f| f.rid).collect();
         let mut leave = farewells_to_answer(&mounted, &asking, self.config.votes_needed);
         // The last majority leaves together, and after all others. Whoever of it left before somebody has recovered would take the
-        // server along, and the one that stays could never have another one.
+        // server along, and the one that stays could never have another one. Who is not there, and may be dead, votes for nobody.
         let staying = |m: &&MountedState| !leave.contains(&m.rid);
-        let members = mounted.iter().filter(staying).filter(|m| m.quorum).count();
+        let there = |m: &&MountedState| self.connected.contains(&m.rid) && !self.away.contains(&m.rid);
+        let members = mounted.iter().filter(staying).filter(there).filter(|m| m.quorum).count();
         if members < self.config.votes_needed && mounted.iter().any(|m| staying(&m)) {
             leave.retain(|rid| !mounted.iter().any(|m| m.quorum && m.rid == *rid));
         }
@@ -238,8 +239,9 @@ impl ServerCore {
     }
 
     /// Begins to reclaim the mounts that may leave.
-    pub(super) fn start_farewells(&mut self) -> Result<()> {
+    pub(super) fn start_farewells(&mut self, peers: &dyn Peers) -> Result<()> {
         if !self.farewells.is_empty() {
+            self.away = self.connected.iter().copied().filter(|rid| peers.is_away(*rid)).collect();
             for rid in self.may_leave() {
                 self.start_reclaim(rid, false);
             }

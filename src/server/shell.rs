@@ -366,6 +366,10 @@ impl Mail for NetPeers<'_> {
 }
 
 impl Peers for NetPeers<'_> {
+    fn is_away(&self, rid: u64) -> bool {
+        self.net.is_away(rid)
+    }
+
     fn greeting_done(&mut self, token: u64, result: Result<()>) {
         self.net.greeting_done(token, result);
     }

@@ -17,6 +17,8 @@ use super::linear::{self, Verdict};
 use super::work::{self, NOTHING, Objects};
 
 const DISK_BYTES: u64 = 64 << 30;
+/// No node is cut off so long after the last fault.
+const SETTLE: Duration = Duration::from_secs(6);
 /// With everything healed, every node must be up and working within this time: two recoveries with their fencing.
 const RECOVERY: Duration = Duration::from_secs(300);
 
@@ -431,7 +433,17 @@ impl Cluster {
             sim::spare(node);
             self.with(machine, |m| m.done = 0);
         }
-        self.wait("all nodes work", |m| m.life == Life::Work && m.done > 3 && !sim::is_dead(m.node));
+        // Also those that are about to be cut off now, because the others had given them up.
+        let mut before = Vec::new();
+        loop {
+            self.wait("all nodes work", |m| m.life == Life::Work && m.done > 3 && !sim::is_dead(m.node));
+            let nodes: Vec<u32> = (0..self.count()).map(|m| self.with(m, |m| m.node)).collect();
+            if nodes == before && nodes.iter().all(|n| !self.history.is_gone(*n)) {
+                return;
+            }
+            before = nodes;
+            sim::sleep(SETTLE);
+        }
     }
 
     fn wait(&self, what: &str, ready: impl Fn(&Machine) -> bool) {

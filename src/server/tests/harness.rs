@@ -70,6 +70,10 @@ impl Mail for Wire {
 }
 
 impl Peers for Wire {
+    fn is_away(&self, rid: u64) -> bool {
+        self.away.contains(&rid)
+    }
+
     fn greeting_done(&mut self, token: u64, result: Result<()>) {
         assert!(self.greeted.insert(token, result).is_none(), "greeting {token} answered twice");
     }
