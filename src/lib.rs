@@ -1,12 +1,13 @@
 //! The scoutfs engine as an embeddable library: a POSIX filesystem for very large archives that many nodes mount at once.
 //!
-//! A volume lives on two devices that all its nodes share, one for metadata and one for file data. Nodes coordinate by cluster
-//! locks that one elected node, the server, hands out; each node writes what it changed into logs of its own, in transactions,
-//! and the server merges the logs into the volume's trees. The format of the devices and of the messages is that of the original
-//! kernel module.
+//! A volume lives on two devices that all its nodes share, one for metadata and one for file data. Nodes coordinate by
+//! cluster locks that one elected node, the server, hands out; each node writes what it changed into logs of its own, in
+//! transactions, and the server merges the logs into the volume's trees. The format of the devices and of the messages is
+//! that of the original kernel module.
 //!
-//! The crate is for programs that want such a volume without a kernel: front ends (see `examples/` for a FUSE mount), archive
-//! software, tools that make, inspect and check volumes. Devices, network and fencing are traits, so all of it also runs in memory:
+//! The crate is for programs that want such a volume without a kernel: front ends (see `examples/` for a FUSE mount),
+//! archive software, tools that make, inspect and check volumes. Devices, network and fencing are traits, so all of it also
+//! runs in memory:
 //!
 //! ```
 //! use scoutfs::device::MemDevice;
@@ -78,17 +79,17 @@
 //!
 //! # Seams
 //!
-//! What an embedder may replace: [`device::BlockDevice`] (storage), [`net::Transport`] with its streams, listeners and datagrams
-//! (network), [`server::Fencer`] (isolation of failed nodes). [`Environment`] takes them. [`FrontEnd`] is told what to drop from caches
-//! above the volume, and asked for contents that it was lent to show and change. Fault injection and crash images
-//! ([`device::FaultDevice`], [`device::RecordDevice`]) are implementations of the same traits.
+//! What an embedder may replace: [`device::BlockDevice`] (storage), [`net::Transport`] with its streams, listeners and
+//! datagrams (network), [`server::Fencer`] (isolation of failed nodes). [`Environment`] takes them. [`FrontEnd`] is told
+//! what to drop from caches above the volume, and asked for contents that it was lent to show and change. Fault injection
+//! and crash images ([`device::FaultDevice`], [`device::RecordDevice`]) are implementations of the same traits.
 //!
 //! # Errors
 //!
-//! Everything returns [`Error`]; its variants are by what the caller can do, and [`Error::errno`] gives the number that POSIX has
-//! for each. [`Error::Corrupt`] names the structure and what was expected, and nothing was changed because of it.
-//! [`Error::Shutdown`] is final: the mount is over, open the volume again; a mount that ends by itself gives the reason instead
-//! ([`Volume::ended`]). What came from a device or a peer never panics.
+//! Everything returns [`Error`]; its variants are by what the caller can do, and [`Error::errno`] gives the number that
+//! POSIX has for each. [`Error::Corrupt`] names the structure and what was expected, and nothing was changed because of it.
+//! [`Error::Shutdown`] is final: the mount is over, open the volume again; a mount that ends by itself gives the reason
+//! instead ([`Volume::ended`]). What came from a device or a peer never panics.
 
 // With `--cfg loom` only the rooms with models are built.
 #[cfg(not(loom))]

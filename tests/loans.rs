@@ -1,8 +1,9 @@
 //! Contents that a front end shows and lets others change without asking: what the pages of a shared mapping are.
 //!
-//! Each node has a front end that behaves as a kernel does: it fills a page while it holds the page's lock, lets programs load from and
-//! store into the page at any time, and to drop a page has to wait for its lock. With pages that are exclusive or shared
-//! as processor caches are, a counter in a page that every node increments must not lose a single increment.
+//! Each node has a front end that behaves as a kernel does: it fills a page while it holds the page's lock, lets programs
+//! load from and store into the page at any time, and to drop a page has to wait for its lock. With pages that are
+//! exclusive or shared as processor caches are, a counter in a page that every node increments must not lose a single
+//! increment.
 
 #[path = "common/cluster.rs"]
 mod cluster;

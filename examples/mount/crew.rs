@@ -1,11 +1,12 @@
 //! The threads that work on requests: one is always free to take the next.
 //!
-//! **Problem.** A few threads receive requests and work on them. A request may wait for a cluster lock, and the node that has the lock may
-//! wait for a request of ours: to take a page of a mapping back from the kernel, the kernel has to write it, and that comes through the
-//! same queue. If all threads waited, nobody would receive it.
+//! **Problem.** A few threads receive requests and work on them. A request may wait for a cluster lock, and the node that
+//! has the lock may wait for a request of ours: to take a page of a mapping back from the kernel, the kernel has to write
+//! it, and that comes through the same queue. If all threads waited, nobody would receive it.
 //!
-//! **Idea.** Whoever receives a request and finds that no other thread is left to receive leaves the work to a thread of its own. There are as
-//! many of those as requests wait, which is as many as processes wait, and none while everything goes well.
+//! **Idea.** Whoever receives a request and finds that no other thread is left to receive leaves the work to a thread of
+//! its own. There are as many of those as requests wait, which is as many as processes wait, and none while everything goes
+//! well.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};

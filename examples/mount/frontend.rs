@@ -1,11 +1,11 @@
 //! The FUSE protocol on top of [`Volume`].
 //!
-//! Permissions are checked by the kernel (`default_permissions` with POSIX ACLs), which has the caller's groups and capabilities;
-//! the volume is therefore called with every privilege and the caller's user and group, which become the owner of new
-//! inodes. Attributes and names may be cached by the kernel for long. On a volume that nobody else has mounted this mount is
-//! the only way to change them, and the replies to changes carry the new attributes. In a cluster see `kernel_cache`; there
-//! file locks are refused (`EOPNOTSUPP`), because the protocol between nodes has none and locks that only one node knows
-//! would protect nothing.
+//! Permissions are checked by the kernel (`default_permissions` with POSIX ACLs), which has the caller's groups and
+//! capabilities; the volume is therefore called with every privilege and the caller's user and group, which become the
+//! owner of new inodes. Attributes and names may be cached by the kernel for long. On a volume that nobody else has mounted
+//! this mount is the only way to change them, and the replies to changes carry the new attributes. In a cluster see
+//! `kernel_cache`; there file locks are refused (`EOPNOTSUPP`), because the protocol between nodes has none and locks that
+//! only one node knows would protect nothing.
 
 use std::sync::Arc;
 use std::time::Duration;

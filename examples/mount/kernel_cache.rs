@@ -1,9 +1,9 @@
 //! What the kernel caches of a volume that other nodes change too, and how it is made to forget it.
 //!
-//! **Problem.** Names and attributes are cheap only if the kernel keeps them. They are right while this node has the cluster lock
-//! of their group of inodes. When it is taken away the kernel must forget them first, but must never be waited for if
-//! it may be waiting for us: it holds a directory's lock while it waits for our answer to a create, and a page's lock
-//! while it waits for contents. The create may wait for a cluster lock of another node that waits for ours.
+//! **Problem.** Names and attributes are cheap only if the kernel keeps them. They are right while this node has the
+//! cluster lock of their group of inodes. When it is taken away the kernel must forget them first, but must never be waited
+//! for if it may be waiting for us: it holds a directory's lock while it waits for our answer to a create, and a page's
+//! lock while it waits for contents. The create may wait for a cluster lock of another node that waits for ours.
 //!
 //! **Idea.** Only messages to the kernel that wait for nothing:
 //!
@@ -97,8 +97,8 @@ impl KernelCache {
         self.epochs.store(version >= (7, 44), Ordering::Relaxed);
     }
 
-    /// May files be mapped shared? From the same version of Linux on the kernel keeps a page that it writes until that is done. Before, it
-    /// wrote a copy, and taking the page back would not wait for it.
+    /// May files be mapped shared? From the same version of Linux on the kernel keeps a page that it writes until that is
+    /// done. Before, it wrote a copy, and taking the page back would not wait for it.
     pub(crate) fn may_map(&self) -> bool {
         self.epochs.load(Ordering::Relaxed)
     }

@@ -4,8 +4,8 @@
 //! mount [-o OPT,...] META DATA DIR
 //! ```
 //!
-//! Prints `mounted DIR` when the directory is ready, and unmounts cleanly on SIGINT, SIGTERM or `umount DIR`. `--help` lists the
-//! options. With `-o cluster` it is one of several nodes, which may be on other machines.
+//! Prints `mounted DIR` when the directory is ready, and unmounts cleanly on SIGINT, SIGTERM or `umount DIR`. `--help`
+//! lists the options. With `-o cluster` it is one of several nodes, which may be on other machines.
 
 mod convert;
 mod crew;

@@ -1,20 +1,21 @@
 //! Which files the kernel has pages of, because programs map them, and how they are taken back.
 //!
-//! **Problem.** Programs load from and store into mapped pages without asking anybody. Another node's change must tear the pages down
-//! first, and what was stored into them must be written first.
+//! **Problem.** Programs load from and store into mapped pages without asking anybody. Another node's change must tear the
+//! pages down first, and what was stored into them must be written first.
 //!
-//! **Idea.** Pages are lent ([`Volume::lend`]). The kernel says nothing when a page is stored into for the first time, so every page of a
-//! file that is open for reading and writing here is lent writable: this node alone has it. Pages of other files are lent read-only, to
-//! any number of nodes. Recalled pages are dropped by the kernel (`FUSE_NOTIFY_INVAL_INODE`), which writes them before if they were stored
-//! into, and waits for those that are just being filled.
+//! **Idea.** Pages are lent ([`Volume::lend`]). The kernel says nothing when a page is stored into for the first time, so
+//! every page of a file that is open for reading and writing here is lent writable: this node alone has it. Pages of other
+//! files are lent read-only, to any number of nodes. Recalled pages are dropped by the kernel (`FUSE_NOTIFY_INVAL_INODE`),
+//! which writes them before if they were stored into, and waits for those that are just being filled.
 //!
 //! Invariants:
-//!  1. How a page is lent is decided, and noted, before it is read; it is the kernel that has locked the page before it asked. So who
-//!     takes pages back by the notes waits for all of them.
-//!  2. A note outlives a recall if a page is being filled meanwhile, because what is answered during a recall is recalled again.
-//!  3. Pages of one file are filled only read-only or only writable at any time: a recall of read-only pages cannot wait for one that wants the right
-//!     to change. A file that is opened for reading and writing while it may have read-only pages loses them under
-//!     [`Volume::exclusively`], where every fill is answered.
+//!  1. How a page is lent is decided, and noted, before it is read; it is the kernel that has locked the page before it
+//!     asked. So who takes pages back by the notes waits for all of them.
+//!  2. A note outlives a recall if a page is being filled meanwhile, because what is answered during a recall is recalled
+//!     again.
+//!  3. Pages of one file are filled only read-only or only writable at any time: a recall of read-only pages cannot wait
+//!     for one that wants the right to change. A file that is opened for reading and writing while it may have read-only
+//!     pages loses them under [`Volume::exclusively`], where every fill is answered.
 
 use std::collections::HashMap;
 use std::sync::Mutex;

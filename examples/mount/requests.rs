@@ -87,7 +87,8 @@ impl Filesystem for Requests {
         }
         let _ = config.set_max_write(self.front.max_write);
         let _ = config.set_max_readahead(1 << 20);
-        // Pages that are written must not wait for pages that are read: the latter may wait for another node, and it for the former.
+        // Pages that are written must not wait for pages that are read: the latter may wait for another node, and it for
+        // the former.
         let _ = config.set_max_background(if self.front.shared.is_some() { u16::MAX } else { 64 });
         Ok(())
     }

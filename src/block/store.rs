@@ -166,7 +166,8 @@ impl BlockStore {
         if block.kind == kind { Ok(block) } else { Err(stale) }
     }
 
-    /// Reads from the device and verifies. A mismatch is looked at twice: the first may have been another node's write in progress.
+    /// Reads from the device and verifies. A mismatch is looked at twice: the first may have been another node's write in
+    /// progress.
     fn load(&self, r: &BlockRef, kind: BlockKind) -> Result<Arc<Block>> {
         let (blkno, seq) = (r.blkno.get(), r.seq.get());
         let stale = Error::Stale { blkno, seq };
@@ -252,7 +253,8 @@ impl BlockStore {
 
 impl DirtySet {
     /// Encodes and writes all dirty blocks, in ascending order and batches; no flush. On success the set is empty and the
-    /// blocks are in the cache, without the versions that nobody is likely to want again; on an error everything stays dirty and the call can be repeated.
+    /// blocks are in the cache, without the versions that nobody is likely to want again; on an error everything stays
+    /// dirty and the call can be repeated.
     pub(crate) fn write_out(&mut self, store: &BlockStore) -> Result<()> {
         let mut refs = self.refs();
         refs.sort_unstable_by_key(|r| r.blkno.get());

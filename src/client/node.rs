@@ -29,12 +29,12 @@ use crate::txn::{CommitHook, Hold, HoldKind, Txn, TxnConfig};
 
 /// Somebody who caches what a lock covers, other than items: inodes, names, pages.
 pub(crate) trait CacheListener: Send + Sync {
-    /// The lock `name` is about to be lost (`to` cannot read what is cached): drop everything. Called on a worker thread of the lock room; must not
-    /// wait for locks, commits or inodes being made or deleted.
+    /// The lock `name` is about to be lost (`to` cannot read what is cached): drop everything. Called on a worker thread of
+    /// the lock room; must not wait for locks, commits or inodes being made or deleted.
     fn revoked(&self, name: LockName, to: Mode);
 
-    /// The mode of the lock `name` is about to go down: give back what was lent under it ([`crate::lock::Loan`]) and `to` does not cover. May wait for
-    /// calls that use the lock for that, and for commits. By default nothing was lent.
+    /// The mode of the lock `name` is about to go down: give back what was lent under it ([`crate::lock::Loan`]) and `to`
+    /// does not cover. May wait for calls that use the lock for that, and for commits. By default nothing was lent.
     fn recall(&self, _name: LockName, _from: Mode, _to: Mode) {}
 }
 

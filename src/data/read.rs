@@ -23,8 +23,8 @@ impl Data {
         self.read_as(ns, ino, offset, buf, None)
     }
 
-    /// Reads what a front end will keep, and change if `writable`: then nobody else can use the inode's group until it has been given
-    /// back. Nobody waits for offline data here, because others may wait for the answer: `EIO`.
+    /// Reads what a front end will keep, and change if `writable`: then nobody else can use the inode's group until it has
+    /// been given back. Nobody waits for offline data here, because others may wait for the answer: `EIO`.
     pub(crate) fn lend(&self, ns: &Namespace, ino: Ino, offset: u64, buf: &mut [u8], writable: bool) -> Result<usize> {
         let mode = if writable { Mode::Write } else { Mode::Read };
         self.read_as(ns, ino, offset, buf, Some(mode))

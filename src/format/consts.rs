@@ -279,7 +279,8 @@ pub const NET_LOCK_RECOVER_MAX: usize = 22;
 pub const GREETING_FAREWELL: u64 = 1;
 /// Greeting flag: the client is a quorum member.
 pub const GREETING_QUORUM: u64 = 2;
-/// Greeting flag of ours, which the original ignores (`spec/05 §2.6`): the client has flushed both devices when it sends COMMIT_LOG_TREES.
+/// Greeting flag of ours, which the original ignores (`spec/05 §2.6`): the client has flushed both devices when it sends
+/// COMMIT_LOG_TREES.
 pub const GREETING_FLUSHES: u64 = 1 << 62;
 /// Greeting flag of ours: the client knows that the server commit which records its transaction may open its next one too.
 pub const GREETING_OPENS: u64 = 1 << 63;

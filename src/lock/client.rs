@@ -122,8 +122,8 @@ impl<P: Protected> LockClient<P> {
         self.shell.acquire_held(lock, mode)
     }
 
-    /// As [`LockClient::acquire`], on behalf of a front end's cache, see [`Loan`]. With [`Loan::Take`] what was read under the guard may be
-    /// kept after it is dropped, until [`Revoke::recall`] asks for it.
+    /// As [`LockClient::acquire`], on behalf of a front end's cache, see [`Loan`]. With [`Loan::Take`] what was read under
+    /// the guard may be kept after it is dropped, until [`Revoke::recall`] asks for it.
     #[cfg(not(loom))]
     pub(crate) fn acquire_loan(&self, name: LockName, mode: Mode, loan: Loan) -> Result<LockGuard<P>> {
         if self.lends.get().is_none() {

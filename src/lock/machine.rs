@@ -15,9 +15,10 @@
 //! 6. An invalidation that is queued closes the gate for acquires that its target does not serve (W-6); tasks that waited
 //!    when a grant came get their turn first.
 //! 7. At most one request is outstanding (S-8).
-//! 8. What a front end was lent (pages that it may show, or change, without a use of this lock) it gives back before the mode is lowered:
-//!    when no user is left it is asked ([`Out::Recall`]), and again as long as it was lent something meanwhile. It may itself need the
-//!    lock to give something back, so a use for it passes the gate until the mode is lowered.
+//! 8. What a front end was lent (pages that it may show, or change, without a use of this lock) it gives back before the
+//!    mode is lowered: when no user is left it is asked ([`Out::Recall`]), and again as long as it was lent something
+//!    meanwhile. It may itself need the lock to give something back, so a use for it passes the gate until the mode is
+//!    lowered.
 //!
 //! What it does not do: it sends nothing, runs no work, wakes nobody and knows no time.
 
@@ -101,8 +102,8 @@ pub(super) struct Manner {
 /// A use of a lock on behalf of a front end's cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Loan {
-    /// The front end gets something to keep. It should wait as everybody else, but must not wait for ever behind a closed gate: what is
-    /// being recalled may be waiting for this very answer ([`Machine::insist`]).
+    /// The front end gets something to keep. It should wait as everybody else, but must not wait for ever behind a closed
+    /// gate: what is being recalled may be waiting for this very answer ([`Machine::insist`]).
     Take,
     /// The front end gives something back: passes a closed gate.
     Return,
@@ -191,8 +192,8 @@ impl<W> Machine<W> {
         Acquired::Wait
     }
 
-    /// A waiter that `is` the one meant has waited for long behind a closed gate. If it waits for a loan, and the mode still serves, it is
-    /// served: true. Else it waits on, or is not there any more.
+    /// A waiter that `is` the one meant has waited for long behind a closed gate. If it waits for a loan, and the mode
+    /// still serves, it is served: true. Else it waits on, or is not there any more.
     pub(super) fn insist(&mut self, hot: &Hot, is: impl Fn(&W) -> bool) -> bool {
         let Some(i) = self.waiters.iter().position(|w| is(&w.who)) else { return false };
         let Waiting { mode, takes, .. } = self.waiters[i];

@@ -59,10 +59,10 @@ pub(crate) trait Revoke<P: Protected>: Send + Sync {
     /// unmount and is ignored here.
     fn commit_if_dirty(&self, lock: &Lock<P>);
 
-    /// Has front ends give back what they were lent under this lock and what `to` does not cover: everything if that is null, what they
-    /// may change if it is read. The mode is still `from`; uses for front ends are possible, others are over. Called on threads
-    /// that do nothing else; may wait for front ends that use the lock, and for commits.
-    /// By default nothing is ever lent.
+    /// Has front ends give back what they were lent under this lock and what `to` does not cover: everything if that is
+    /// null, what they may change if it is read. The mode is still `from`; uses for front ends are possible, others are
+    /// over. Called on threads that do nothing else; may wait for front ends that use the lock, and for commits. By default
+    /// nothing is ever lent.
     fn recall(&self, _lock: &Lock<P>, _from: Mode, _to: Mode) {}
 
     /// Drops everything cached under the lock, because the mode goes down to `to`, which cannot keep it (null). Not

@@ -1,8 +1,8 @@
 //! The frame of every operation: locks in the one order that cannot deadlock, the transaction, inode items with their index
 //! items (`spec/06 §3.4, §5.1`).
 //!
-//! An operation that changes something reads like this: find the inodes, [`Namespace::lock_groups`], [`lock_ops`]
-//! them, [`Namespace::fresh`] each, check everything, [`Namespace::begin`], build a change set from the fields *as they are now*
+//! An operation that changes something reads like this: find the inodes, [`Namespace::lock_groups`], [`lock_ops`] them,
+//! [`Namespace::fresh`] each, check everything, [`Namespace::begin`], build a change set from the fields *as they are now*
 //! (a commit may have added blocks while the transaction was waited for), apply, store the new fields.
 
 use smallvec::SmallVec;
@@ -21,8 +21,9 @@ use crate::txn::{Hold, HoldKind};
 /// Operation locks of up to four inodes.
 pub(crate) type OpGuards<'a> = SmallVec<[RwLockWriteGuard<'a, ()>; 4]>;
 
-/// Takes the operation locks for a change, by rising number, each once. Always inside the cluster locks: whoever has an operation lock can
-/// go on, so that a front end which must give something back ([`crate::lock::Loan`]) never waits behind somebody who waits for the lock.
+/// Takes the operation locks for a change, by rising number, each once. Always inside the cluster locks: whoever has an
+/// operation lock can go on, so that a front end which must give something back ([`crate::lock::Loan`]) never waits behind
+/// somebody who waits for the lock.
 pub(crate) fn lock_ops<'a>(inodes: &[&'a Inode]) -> OpGuards<'a> {
     let mut sorted: SmallVec<[&Inode; 4]> = SmallVec::from_slice(inodes);
     sorted.sort_unstable_by_key(|i| i.ino());

@@ -221,8 +221,8 @@ pub(crate) struct Opens {
 /// One inode; at most one exists for a number.
 pub(crate) struct Inode {
     ino: Ino,
-    /// The operation lock: shared for reads of several items that must fit together, exclusive for changes. Taken with the group's
-    /// cluster lock, after it.
+    /// The operation lock: shared for reads of several items that must fit together, exclusive for changes. Taken with the
+    /// group's cluster lock, after it.
     pub(crate) op: RwLock<()>,
     state: RwLock<State>,
     pub(crate) opens: Mutex<Opens>,

@@ -41,7 +41,8 @@ impl Drop for OpenInode {
 }
 
 impl Namespace {
-    /// Opens an existing inode after checking access. A symbolic link is `ELOOP` (unless no access is asked for, which only keeps it alive), writing to a directory `EISDIR`.
+    /// Opens an existing inode after checking access. A symbolic link is `ELOOP` (unless no access is asked for, which only
+    /// keeps it alive), writing to a directory `EISDIR`.
     pub(crate) fn open(self: &Arc<Self>, caller: &Caller, ino: Ino, access: Access) -> Result<OpenInode> {
         if access.has(Access::WRITE) {
             self.writable()?;

@@ -39,7 +39,8 @@ pub(crate) enum ServerState {
     Stopping,
 }
 
-/// A leader that was heard from so short a time before the election did not fail but stepped down. Heartbeats come every 100 ms.
+/// A leader that was heard from so short a time before the election did not fail but stepped down. Heartbeats come every
+/// 100 ms.
 const HEARD_LATELY: Duration = Duration::from_secs(1);
 
 /// The order to start the server.

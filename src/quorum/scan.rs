@@ -21,8 +21,8 @@ pub(crate) struct Leader {
     pub(crate) term: u64,
     /// Its slot's address.
     pub(crate) addr: SocketAddr,
-    /// It was heard from a moment ago. So it knows, or will know at once, that it leads no more, and may be about to record that it has
-    /// stopped.
+    /// It was heard from a moment ago. So it knows, or will know at once, that it leads no more, and may be about to record
+    /// that it has stopped.
     pub(crate) stepping_down: bool,
 }
 

@@ -75,8 +75,8 @@ impl Trees {
         2 + self.sup.meta_alloc.iter().map(|r| 3 + extents::mod_blocks(r)).sum::<u64>()
     }
 
-    /// Writes everything that has changed. `clients` is the number of connected mounts; `all_flush`: they all have flushed the data device
-    /// before they sent what this commit records.
+    /// Writes everything that has changed. `clients` is the number of connected mounts; `all_flush`: they all have flushed
+    /// the data device before they sent what this commit records.
     pub(super) fn commit(&mut self, clients: usize, all_flush: bool) -> Result<()> {
         self.refill()?;
         let (avail, freed) = self.alloc.finish(&mut self.dirty)?;

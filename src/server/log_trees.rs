@@ -237,9 +237,10 @@ impl ServerCore {
         Ok(Step::Done)
     }
 
-    /// Does this mount know that the commit which records its transaction may open the next one? It is the same state as after two
-    /// commits. But a server of the original that took over before the answer was sent would refuse the repeated COMMIT, because the
-    /// record is of another transaction already; a mount that does not know this would repeat it for ever.
+    /// Does this mount know that the commit which records its transaction may open the next one? It is the same state as
+    /// after two commits. But a server of the original that took over before the answer was sent would refuse the repeated
+    /// COMMIT, because the record is of another transaction already; a mount that does not know this would repeat it for
+    /// ever.
     fn may_open(&self, rid: u64) -> bool {
         self.config.private || self.features.get(&rid).is_some_and(|f| f & GREETING_OPENS != 0)
     }

@@ -222,8 +222,9 @@ impl ServerCore {
         let mounted: Vec<MountedState> = self.trees.mounted.iter().map(state).collect();
         let asking: Vec<u64> = self.farewells.iter().map(|f| f.rid).collect();
         let mut leave = farewells_to_answer(&mounted, &asking, self.config.votes_needed);
-        // The last majority leaves together, and after all others. Whoever of it left before somebody has recovered would take the
-        // server along, and the one that stays could never have another one. Who is not there, and may be dead, votes for nobody.
+        // The last majority leaves together, and after all others. Whoever of it left before somebody has recovered would
+        // take the server along, and the one that stays could never have another one. Who is not there, and may be dead,
+        // votes for nobody.
         let staying = |m: &&MountedState| !leave.contains(&m.rid);
         let there = |m: &&MountedState| self.connected.contains(&m.rid) && !self.away.contains(&m.rid);
         let members = mounted.iter().filter(staying).filter(there).filter(|m| m.quorum).count();

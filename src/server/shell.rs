@@ -240,8 +240,8 @@ impl Run {
         result
     }
 
-    /// The earlier leaders that have to be fenced: those that are just stepping down get some time to do that. `None`: the server was
-    /// asked to stop meanwhile.
+    /// The earlier leaders that have to be fenced: those that are just stepping down get some time to do that. `None`: the
+    /// server was asked to stop meanwhile.
     fn leaders_to_fence(&self) -> Option<Vec<Leader>> {
         let mut leaders = self.start.fence.clone();
         let patience = Instant::now() + STEP_DOWN_TIME;

@@ -183,8 +183,9 @@ impl Txn {
         Ok(Step::Open)
     }
 
-    /// A server has refused the COMMIT. It may be one of the original, and its predecessor recorded the transaction and opened the next one
-    /// without being able to tell us (`GREETING_OPENS`). Then that is the transaction that is given out now.
+    /// A server has refused the COMMIT. It may be one of the original, and its predecessor recorded the transaction and
+    /// opened the next one without being able to tell us (`GREETING_OPENS`). Then that is the transaction that is given out
+    /// now.
     fn recorded_before(&self, record: &LogTrees, refusal: Error) -> Result<LogTrees> {
         let new = self.service.get_log_trees()?;
         if new.rid == record.rid && new.nr == record.nr && new.commit_trans_seq == record.get_trans_seq {

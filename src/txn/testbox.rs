@@ -59,7 +59,8 @@ pub(crate) struct Faults {
     pub(crate) commit_answer: u32,
     /// Refuse so many COMMITs (EIO).
     pub(crate) refuse: u32,
-    /// Refuse so many COMMITs, but record them and open the next transaction before: what an earlier server did, whose answer was lost.
+    /// Refuse so many COMMITs, but record them and open the next transaction before: what an earlier server did, whose
+    /// answer was lost.
     pub(crate) recorded_before: u32,
     /// Fail so many GETs.
     pub(crate) get: u32,

@@ -347,8 +347,8 @@ fn close_commits_what_is_left() {
 
 #[test]
 fn a_commit_that_an_earlier_server_recorded_is_not_repeated_for_ever() {
-    // A server recorded the transaction and opened the next one with the same commit, then died. Its successor, one of the original, refuses
-    // the repeated COMMIT, because the record is of another transaction.
+    // A server recorded the transaction and opened the next one with the same commit, then died. Its successor, one of the
+    // original, refuses the repeated COMMIT, because the record is of another transaction.
     let server = ServerBox::new();
     let a = Mount::new(&server, 1);
     put(&a, 1, 1, "first");

@@ -64,43 +64,46 @@ impl Loans {
 ///
 /// **Idea.** Cluster locks cover groups of 1024 inodes, with all that hangs on them: their attributes, ACLs and extended
 /// attributes, the entries of directories, the contents of files. Before this mount gives up the lock of a group it calls
-/// [`FrontEnd::invalidate`] for it. What a front end has from that group, and only that, it drops; then other nodes may change it.
+/// [`FrontEnd::invalidate`] for it. What a front end has from that group, and only that, it drops; then other nodes may
+/// change it.
 ///
 /// Invariants:
 ///  1. Nobody on this mount uses the group while `invalidate` runs, and nothing in it changes. Calls of [`Volume`] that need it
 ///     wait until it has returned and the lock has been granted again.
 ///  2. The answer of a call that was on its way to the front end when `invalidate` ran may be out of date when it is put into
 ///     the cache. The front end must notice that: by a counter that `invalidate` raises and that is compared before and after.
-///  3. A lock that goes from write to read calls [`FrontEnd::invalidate`] for nobody: all that was cached stays right. So a front end keeps
-///     nothing that it has not given to [`Volume::write`] yet.
+///  3. A lock that goes from write to read calls [`FrontEnd::invalidate`] for nobody: all that was cached stays right. So a
+///     front end keeps nothing that it has not given to [`Volume::write`] yet.
 ///
-/// **Loans.** Contents that others see and change through the front end without its knowledge, the pages of shared mappings, cannot be
-/// dropped like this: to get a page back, the front end may have to wait for somebody who is filling it, and what was stored into it has
-/// to be written while the lock is still there. Such contents are read with [`Volume::lend`], which is for ever, until
-/// [`FrontEnd::recall`]; what was changed comes back by [`Volume::give_back`].
+/// **Loans.** Contents that others see and change through the front end without its knowledge, the pages of shared
+/// mappings, cannot be dropped like this: to get a page back, the front end may have to wait for somebody who is filling
+/// it, and what was stored into it has to be written while the lock is still there. Such contents are read with
+/// [`Volume::lend`], which is for ever, until [`FrontEnd::recall`]; what was changed comes back by [`Volume::give_back`].
 ///
 ///  4. What is lent writable is lent to this mount alone. What is lent read-only may be lent to others too, read-only.
 ///  5. The lock does not go before `recall` has returned and nothing was lent while it ran; else it is called again.
-///  6. A front end that others wait for while it fills (behind a page's lock) asks for an inode either always read-only or always writable:
-///     a recall of what is read-only cannot wait for a fill that waits for the right to change. [`Volume::exclusively`] is the way over.
-///  7. A call of [`Volume::lend`] that comes while `recall` waits is answered after some milliseconds, [`Volume::give_back`] at once.
+///  6. A front end that others wait for while it fills (behind a page's lock) asks for an inode either always read-only or
+///     always writable: a recall of what is read-only cannot wait for a fill that waits for the right to change.
+///     [`Volume::exclusively`] is the way over.
+///  7. A call of [`Volume::lend`] that comes while `recall` waits is answered after some milliseconds,
+///     [`Volume::give_back`] at once.
 pub trait FrontEnd: Send + Sync {
     /// The mount is about to lose the lock of `group`: drop all that is cached of its inodes, of the entries of its
     /// directories and of the contents of its files, before returning.
     ///
     /// Other nodes wait for the return. It may block on the front end's own locks and on a kernel that drops caches, but on
-    /// nothing that may itself be waiting for a cluster lock, on this node or any other. Forbidden are calls of the [`Volume`], and
-    /// waiting for a request that may be inside such a call, directly or through a lock that the request's issuer holds
-    /// (the kernel holds a directory's lock during a create, and the lock of a page during a read).
+    /// nothing that may itself be waiting for a cluster lock, on this node or any other. Forbidden are calls of the
+    /// [`Volume`], and waiting for a request that may be inside such a call, directly or through a lock that the request's
+    /// issuer holds (the kernel holds a directory's lock during a create, and the lock of a page during a read).
     ///
     /// Called on a few threads at the same time for different groups; for one group never twice at a time.
     fn invalidate(&self, group: InodeGroup);
 
-    /// Other nodes need the group: give back, by [`Volume::give_back`], what was stored into the contents that were lent of its inodes
-    /// and are among `loans`, and forget them, before returning. By default nothing was ever lent.
+    /// Other nodes need the group: give back, by [`Volume::give_back`], what was stored into the contents that were lent of
+    /// its inodes and are among `loans`, and forget them, before returning. By default nothing was ever lent.
     ///
-    /// May wait for calls of [`Volume::lend`] and [`Volume::give_back`] of this group as far as they are meant here, and for nobody who
-    /// may wait for another call of the [`Volume`].
+    /// May wait for calls of [`Volume::lend`] and [`Volume::give_back`] of this group as far as they are meant here, and
+    /// for nobody who may wait for another call of the [`Volume`].
     fn recall(&self, _group: InodeGroup, _loans: Loans) {}
 }
 
@@ -111,8 +114,8 @@ impl Volume {
         self.mounted.node.add_listener(Arc::new(Listener(front_end)));
     }
 
-    /// As [`Volume::read`], for a front end that keeps the contents until it is told to [recall](FrontEnd::recall) them. With `writable` they
-    /// may be changed meanwhile; no other mount has them then.
+    /// As [`Volume::read`], for a front end that keeps the contents until it is told to [recall](FrontEnd::recall) them.
+    /// With `writable` they may be changed meanwhile; no other mount has them then.
     ///
     /// Does not wait for contents that are offline, and lends nothing writable of a file of which a part is offline: `EIO`.
     pub fn lend(&self, ino: Ino, offset: u64, buf: &mut [u8], writable: bool) -> Result<usize> {
@@ -120,16 +123,16 @@ impl Volume {
         self.mounted.tell(data.lend(ns, ino, offset, buf, writable))
     }
 
-    /// As [`Volume::write`], for contents that were lent writable. What lies behind the end of the file is dropped, so fewer bytes than
-    /// given are no error. Passes everybody who waits for the lock.
+    /// As [`Volume::write`], for contents that were lent writable. What lies behind the end of the file is dropped, so
+    /// fewer bytes than given are no error. Passes everybody who waits for the lock.
     pub fn give_back(&self, caller: &Caller, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
         let Mounted { data: room, ns, .. } = &self.mounted;
         self.mounted.tell(room.return_loan(ns, caller, ino, offset, data))
     }
 
-    /// Calls `f` while no other mount can use the group of `ino`: for a front end that takes back itself what it was lent read-only,
-    /// because from now on it wants it writable. `f` must not call the volume, but may wait for those that [`FrontEnd::recall`] may
-    /// wait for. `EROFS` on a read-only mount.
+    /// Calls `f` while no other mount can use the group of `ino`: for a front end that takes back itself what it was lent
+    /// read-only, because from now on it wants it writable. `f` must not call the volume, but may wait for those that
+    /// [`FrontEnd::recall`] may wait for. `EROFS` on a read-only mount.
     pub fn exclusively<R>(&self, ino: Ino, f: impl FnOnce() -> R) -> Result<R> {
         self.mounted.tell(self.mounted.ns.exclusively(ino, f))
     }

@@ -31,8 +31,8 @@ use mount::Mounted;
 
 /// An open volume.
 ///
-/// All methods may be called from any number of threads. Errors carry an errno ([`crate::Error::errno`]) as in `spec/06 §13` and
-/// `spec/07 §21`.
+/// All methods may be called from any number of threads. Errors carry an errno ([`crate::Error::errno`]) as in `spec/06
+/// §13` and `spec/07 §21`.
 ///
 /// A mount that cannot go on ends: damage, a device that loses what was written, or no server that could be had any more. From
 /// then on calls fail with the reason, which [`Volume::ended`] tells too.
@@ -63,8 +63,9 @@ impl Volume {
     /// Opens a volume on two devices. A member (`quorum_slot` set) starts its own server if nobody leads.
     ///
     /// # Errors
-    /// `EINVAL` ([`crate::Error::Invalid`], [`crate::Error::Corrupt`] or [`crate::Error::Unsupported`]) for devices that are not the two devices of one volume, a format
-    /// version that is not known, or options that do not fit the volume. Nothing is written before all of it has been checked.
+    /// `EINVAL` ([`crate::Error::Invalid`], [`crate::Error::Corrupt`] or [`crate::Error::Unsupported`]) for devices that
+    /// are not the two devices of one volume, a format version that is not known, or options that do not fit the volume.
+    /// Nothing is written before all of it has been checked.
     pub fn open(meta: Arc<dyn BlockDevice>, data: Arc<dyn BlockDevice>, options: VolumeOptions) -> Result<Volume> {
         Volume::open_in(meta, data, options, Environment::default())
     }

@@ -1,5 +1,6 @@
 //! Whole clusters in one thread: real client machines, real server machine, a network that loses messages only at
-//! fail-over, front ends that keep what they were lent, random schedules. After every step the safety properties of `spec/04 §11` are checked, at the end L-8.
+//! fail-over, front ends that keep what they were lent, random schedules. After every step the safety properties of
+//! `spec/04 §11` are checked, at the end L-8.
 //!
 //! A failing run prints its seed; `SCOUTFS_LOCK_SEED=<seed>` runs only that one.
 

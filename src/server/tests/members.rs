@@ -175,8 +175,9 @@ fn reclaim_lets_waiting_locks_go() {
     assert!(server.taken(2, waiting).unwrap().is_ok());
 }
 
-/// Right after a fail-over both members of the last majority asked to leave. One had recovered its locks and was answered at once;
-/// it was the leader, left, and took the server along. The other one waited for ever for a server that it could not elect.
+/// Right after a fail-over both members of the last majority asked to leave. One had recovered its locks and was answered
+/// at once; it was the leader, left, and took the server along. The other one waited for ever for a server that it could
+/// not elect.
 #[test]
 fn the_last_majority_leaves_together_after_a_fail_over_too() {
     let (meta, data, mut server) = small(3);
@@ -197,8 +198,8 @@ fn the_last_majority_leaves_together_after_a_fail_over_too() {
     account(meta);
 }
 
-/// The same with a mount that is no member: it had asked to leave, so the members did not wait for it, but it had still to report
-/// its locks, so it was not let go; then all members were gone.
+/// The same with a mount that is no member: it had asked to leave, so the members did not wait for it, but it had still to
+/// report its locks, so it was not let go; then all members were gone.
 #[test]
 fn the_last_majority_waits_for_clients_that_still_recover() {
     let (meta, data, mut server) = small(1);
@@ -219,8 +220,8 @@ fn the_last_majority_waits_for_clients_that_still_recover() {
     account(meta);
 }
 
-/// A member that had crashed, and was not reclaimed yet, was counted among those who would remain. So the leader left, and the one
-/// living member had no majority any more: found by the simulator.
+/// A member that had crashed, and was not reclaimed yet, was counted among those who would remain. So the leader left, and
+/// the one living member had no majority any more: found by the simulator.
 #[test]
 fn a_member_that_may_be_dead_is_no_part_of_a_majority() {
     // It crashed under an earlier server, or under this one.

@@ -32,8 +32,8 @@ fn leader(rid: u64, stepping_down: bool) -> Leader {
     Leader { slot: 1, rid, term: 4, addr, stepping_down }
 }
 
-/// Starts a server that finds `leaders`, of which all that step down say that they have stopped after `stop`. Tells who was fenced and how
-/// long it took until it served.
+/// Starts a server that finds `leaders`, of which all that step down say that they have stopped after `stop`. Tells who was
+/// fenced and how long it took until it served.
 fn started(leaders: Vec<Leader>, stop: Option<Duration>) -> (Vec<u64>, Duration) {
     let (meta, data) = volume(64 * MIB, 64 * MIB, 2);
     let fencer = Arc::new(Notes::default());
@@ -74,7 +74,8 @@ fn started(leaders: Vec<Leader>, stop: Option<Duration>) -> (Vec<u64>, Duration)
 
 #[test]
 fn a_leader_that_steps_down_is_not_fenced() {
-    // Every leader that gave way to a newer term was fenced, because its STOP was not on the device yet when the next one looked.
+    // Every leader that gave way to a newer term was fenced, because its STOP was not on the device yet when the next one
+    // looked.
     let (fenced, _) = started(vec![leader(7, true)], Some(Duration::from_millis(60)));
     assert!(fenced.is_empty(), "{fenced:?}");
     // The others are.

@@ -109,8 +109,8 @@ fn a_private_server_needs_one_commit_for_each_transaction() {
     }
 }
 
-/// A server that one of the original may follow must not, unless the mount knows what to do: the next server would refuse a COMMIT whose
-/// answer was lost.
+/// A server that one of the original may follow must not, unless the mount knows what to do: the next server would refuse a
+/// COMMIT whose answer was lost.
 #[test]
 fn a_server_among_others_opens_a_transaction_when_asked() {
     let (_, _, mut server) = small();
