@@ -94,7 +94,7 @@ pub(crate) struct ChangeSet<'a> {
     changes: SmallVec<[Change<'a>; 12]>,
 }
 
-/// The locks of a set in the order of their addresses. Several shards are locked at once only here, so there is no cycle.
+/// The locks of a set in the order of their names. Several shards are locked at once only here, so there is no cycle.
 type Locks<'a> = SmallVec<[&'a CoveringLock; 8]>;
 /// Their shards, locked.
 type Shards<'a> = SmallVec<[RwLockWriteGuard<'a, Inner>; 8]>;
@@ -155,10 +155,10 @@ impl<'a> ChangeSet<'a> {
         }
         let together = self.changes.iter().filter(|c| !c.op.is_forced());
         let mut locks: Locks = together.map(|c| c.lock).collect();
-        locks.sort_unstable_by_key(|l| address(l));
-        locks.dedup_by_key(|l| address(l));
+        locks.sort_unstable_by_key(|l| l.name());
+        locks.dedup_by_key(|l| l.name());
         // Of a forced change the number means nothing.
-        let find = |c: &Change| locks.partition_point(|l| address(l) < address(c.lock));
+        let find = |c: &Change| locks.partition_point(|l| l.name() < c.lock.name());
         let shard_of: SmallVec<[usize; 12]> = self.changes.iter().map(find).collect();
 
         let mut pins = SmallVec::<[_; 8]>::new();
@@ -290,9 +290,4 @@ impl Change<'_> {
         }
         Ok(())
     }
-}
-
-/// What orders the locks of a set; the shard lives inside its lock.
-fn address(lock: &CoveringLock) -> usize {
-    std::ptr::from_ref(lock.state()) as usize
 }
