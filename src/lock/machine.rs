@@ -145,6 +145,8 @@ pub(super) struct Machine<W> {
     /// They are being asked.
     recalling: bool,
     waiters: VecDeque<Waiting<W>>,
+    /// The number of the last write grant, which the next one of the same server exceeds.
+    floor: u64,
     /// Why new acquires fail and what waiters got.
     closed: bool,
 }
@@ -159,6 +161,7 @@ impl<W> Machine<W> {
             lent: Mode::Null,
             recalling: false,
             waiters: VecDeque::new(),
+            floor: 0,
             closed: false,
         }
     }
@@ -235,7 +238,7 @@ impl<W> Machine<W> {
     ) -> Result<()> {
         let Some(wanted) = self.request else { return fail(Errno::EINVAL) };
         let now = self.working.is_none() && self.queue.is_empty();
-        let fresh = !new.writes() || write_seq > hot.write_seq.load(Ordering::Relaxed);
+        let fresh = !new.writes() || write_seq > self.floor;
         let waiting = self.queue.iter().any(|m| matches!(m, Message::Grant { .. }));
         if !new.serves(wanted) || !fresh || waiting || (now && !may_follow(hot.word.load().mode(), new)) {
             return fail(Errno::EINVAL);
@@ -295,6 +298,10 @@ impl<W> Machine<W> {
     pub(super) fn new_epoch(&mut self, hot: &Hot, out: &mut Outs<W>) {
         let lost_grant = self.queue.iter().any(|m| matches!(m, Message::Grant { .. }));
         self.queue.clear();
+        // Of a lock that was given back nobody tells the new server how far the old one had counted.
+        if !self.held.writes() {
+            self.floor = 0;
+        }
         if let (true, Some(wanted)) = (lost_grant, self.request) {
             out.push(Out::Request { old: hot.word.load().mode(), new: wanted });
         }
@@ -411,6 +418,9 @@ impl<W> Machine<W> {
             hot.refresh_gen.store(gens.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
         }
         hot.write_seq.store(write_seq, Ordering::Relaxed);
+        if new.writes() {
+            self.floor = write_seq;
+        }
         self.held = new;
         hot.word.raise(new);
         // Everybody who waited when the grant came gets a turn, before any invalidation queued behind it.
