@@ -136,7 +136,7 @@ impl Nodes {
 
 #[test]
 fn no_increment_through_a_page_is_lost_and_no_load_is_stale() {
-    const INCREMENTS: usize = 400;
+    const INCREMENTS: usize = 200;
     let nodes = Nodes::new();
     // What is in the pages at least: raised after each increment.
     let floors: [AtomicU64; PAGES] = std::array::from_fn(|_| AtomicU64::new(0));
@@ -156,6 +156,8 @@ fn no_increment_through_a_page_is_lost_and_no_load_is_stale() {
         // One sees the pages, one asks the volume.
         s.spawn(move || {
             while !stop.load(Ordering::Relaxed) {
+                // Who looks without pause takes the lock away more often than it is used.
+                thread::sleep(Duration::from_millis(2));
                 for (at, floor) in floors_ref.iter().enumerate() {
                     let least = floor.load(Ordering::SeqCst);
                     let loaded = nodes_ref.fronts[2].load(at);
@@ -165,6 +167,8 @@ fn no_increment_through_a_page_is_lost_and_no_load_is_stale() {
         });
         s.spawn(move || {
             while !stop.load(Ordering::Relaxed) {
+                // Who looks without pause takes the lock away more often than it is used.
+                thread::sleep(Duration::from_millis(2));
                 for (at, floor) in floors_ref.iter().enumerate() {
                     let least = floor.load(Ordering::SeqCst);
                     let read = nodes_ref.read(0, at);

@@ -555,3 +555,33 @@ fn nodes_together_do_what_the_model_does() {
         random_calls_on_random_nodes(seed);
     }
 }
+
+/// A rename put "the old name is gone" into the cache of names before "the new one is there". Who asked for both in between found
+/// neither.
+#[test]
+fn a_rename_is_never_seen_half_done_on_its_own_node() {
+    const RENAMES: u64 = 20_000;
+    with_nodes::<1>(|[node]| {
+        let dir = make_dir(node, Ino::ROOT, "dir");
+        make_file(node, dir, "0", b"");
+        let (announced, done) = (AtomicU64::new(0), AtomicBool::new(false));
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::SeqCst) {
+                        let expected = announced.load(Ordering::SeqCst);
+                        let there = (expected..expected + 4).any(|n| find(node, dir, &n.to_string()).is_ok());
+                        let now = announced.load(Ordering::SeqCst);
+                        assert!(there || now > expected + 2, "neither {expected} nor what follows, {now} is announced");
+                    }
+                });
+            }
+            for i in 1..=RENAMES {
+                let (from, to) = ((i - 1).to_string(), i.to_string());
+                node.rename(&root(), (dir, from.as_bytes()), (dir, to.as_bytes()), RenameFlags::NONE).unwrap();
+                announced.store(i, Ordering::SeqCst);
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+    });
+}

@@ -310,6 +310,9 @@ impl Namespace {
 
         cast.moved.store(lock.refresh_gen(), moved_fields);
         store_dirs(cast, locks, &dirs);
+        // Who has seen that the old name is gone, without the operation lock, must not find the new one absent: it is not
+        // known until both are.
+        self.names.forget(to.dir, to.name.bytes);
         self.names.put(from.dir, from.name.bytes, from_lock.refresh_gen(), None);
         self.names.put(to.dir, to.name.bytes, to_lock.refresh_gen(), Some(moved));
         if let (Some((inode, _, victim_lock, plan)), Some(done)) = (&victim, done) {
@@ -354,6 +357,7 @@ impl Namespace {
         store_dirs(cast, locks, &dirs);
         let at_from = Target { pos: seen.moved.pos, ..other };
         let at_to = Target { pos: other.pos, ..seen.moved };
+        self.names.forget(to.dir, to.name.bytes);
         self.names.put(from.dir, from.name.bytes, from_lock.refresh_gen(), Some(at_from));
         self.names.put(to.dir, to.name.bytes, to_lock.refresh_gen(), Some(at_to));
         Ok(Outcome::Done)
