@@ -193,6 +193,11 @@ fn defect_68_retained_files_cannot_be_allocated_in() {
     }
     assert!(volume.write(&root, ino, 0, b"x").unwrap_err().is(Errno::EPERM));
     assert!(volume.append(&root, ino, b"x").unwrap_err().is(Errno::EPERM));
+    // Nor through a mapping, which the original allows too.
+    let mut page = [0; 4096];
+    assert!(volume.lend(ino, 0, &mut page, true).unwrap_err().is(Errno::EPERM));
+    assert!(volume.give_back(&root, ino, 0, b"x").unwrap_err().is(Errno::EPERM));
+    assert_eq!(volume.lend(ino, 0, &mut page, false).unwrap(), 4);
     assert_eq!(read_all(&volume, ino), b"kept");
     close_and_check(volume, &meta, &data);
 }

@@ -24,8 +24,12 @@ impl Data {
     }
 
     /// Reads what a front end will keep, and change if `writable`: then nobody else can use the inode's group until it has
-    /// been given back. Nobody waits for offline data here, because others may wait for the answer: `EIO`.
+    /// been given back. Nobody waits for offline data here, because others may wait for the answer: `EIO`. Nothing of a
+    /// retained file is lent writable: `EPERM`.
     pub(crate) fn lend(&self, ns: &Namespace, ino: Ino, offset: u64, buf: &mut [u8], writable: bool) -> Result<usize> {
+        if writable {
+            ns.writable()?;
+        }
         let mode = if writable { Mode::Write } else { Mode::Read };
         self.read_as(ns, ino, offset, buf, Some(mode))
     }
@@ -46,8 +50,14 @@ impl Data {
                 return Ok(0);
             }
             let stored = self.stored(&lock, ino);
+            let writable = loan == Some(Mode::Write);
+            if writable && f.in_retention() {
+                return fail(Errno::EPERM);
+            }
             if f.offline_blocks > 0 {
-                let (first, last) = (offset / PAGE as u64, (offset + len - 1) / PAGE as u64);
+                // As for a write, the whole file has to be here (`spec/07 §10`).
+                let (from, end) = if writable { (0, f.size) } else { (offset, offset + len) };
+                let (first, last) = (from / PAGE as u64, (end - 1) / PAGE as u64);
                 if stored.first_offline(first, last)?.is_some() {
                     if loan.is_some() {
                         return fail(Errno::EIO);

@@ -74,11 +74,11 @@ impl Data {
     ) -> Result<(u64, usize)> {
         self.throttle()?;
         self.change_as(ns, (caller, asker), ino, |target| {
-            let size = target.inode.fields().size;
-            let offset = at.unwrap_or(size);
+            let size = || target.inode.fields().size;
+            let offset = at.unwrap_or_else(size);
             let data = match asker {
                 Asker::Call => data,
-                Asker::Cache => &data[..(data.len() as u64).min(size.saturating_sub(offset)) as usize],
+                Asker::Cache => &data[..(data.len() as u64).min(size().saturating_sub(offset)) as usize],
             };
             check_end(offset, data.len() as u64)?;
             self.write_pieces(target, offset, data).map(|n| (offset, n))

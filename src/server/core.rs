@@ -97,6 +97,7 @@ pub(crate) enum Job {
         token: u64,
         rid: u64,
         client: MountedClient,
+        features: u64,
     },
     AllocInodes {
         from: Asker,
@@ -467,7 +468,7 @@ impl ServerCore {
 
     fn step(&mut self, job: &mut Job, now: Instant, peers: &mut dyn Peers) -> Outcome<Step> {
         match job {
-            Job::Greet { token, rid, client } => self.step_greet(*token, *rid, *client),
+            Job::Greet { token, rid, client, features } => self.step_greet(*token, *rid, *client, *features),
             Job::AllocInodes { from, count } => self.step_alloc_inodes(*from, *count),
             Job::GetLogTrees(get) => self.step_get_log_trees(get, now, peers),
             Job::CommitLogTrees { from, log_trees } => self.step_commit_log_trees(*from, log_trees),

@@ -35,7 +35,7 @@ impl ServerCore {
     ) {
         let features = greeting.flags.get() & (GREETING_FLUSHES | GREETING_OPENS);
         if !first_contact {
-            self.features.insert(rid, features);
+            self.note_features(rid, features);
             return peers.greeting_done(token, Ok(()));
         }
         // A mount that is being fenced, or was reclaimed by an earlier server, has lost what it believes to own.
@@ -46,20 +46,29 @@ impl ServerCore {
             tracing::warn!(rid, "refused a mount that has been given up");
             return peers.greeting_done(token, Err(Errno::EINVAL.into()));
         }
-        self.features.insert(rid, features);
+        self.note_features(rid, features);
         if known || greeting.server_term.get() != 0 {
             // The record may not be durable yet if the first greeting was not answered: wait for the commit.
             self.answers.push(Answer::Greeted { token, rid });
             return;
         }
         let flags = if flags & GREETING_QUORUM != 0 { MOUNTED_CLIENT_QUORUM } else { 0 };
-        self.add_job(Job::Greet { token, rid, client: MountedClient { addr: stored_addr(peer), flags, pad: [0; 7] } });
+        let client = MountedClient { addr: stored_addr(peer), flags, pad: [0; 7] };
+        self.add_job(Job::Greet { token, rid, client, features });
     }
 
-    pub(super) fn step_greet(&mut self, token: u64, rid: u64, client: MountedClient) -> Outcome<Step> {
+    /// Only of mounts that are recorded: whoever else greets must not fill the memory.
+    fn note_features(&mut self, rid: u64, features: u64) {
+        if self.trees.mounted.contains_key(&rid) {
+            self.features.insert(rid, features);
+        }
+    }
+
+    pub(super) fn step_greet(&mut self, token: u64, rid: u64, client: MountedClient, features: u64) -> Outcome<Step> {
         if !self.trees.mounted.contains_key(&rid) {
             self.trees.put_mounted(rid, client)?;
         }
+        self.note_features(rid, features);
         self.answers.push(Answer::Greeted { token, rid });
         Ok(Step::Done)
     }

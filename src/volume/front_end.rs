@@ -118,6 +118,7 @@ impl Volume {
     /// With `writable` they may be changed meanwhile; no other mount has them then.
     ///
     /// Does not wait for contents that are offline, and lends nothing writable of a file of which a part is offline: `EIO`.
+    /// Nothing of a retained file is lent writable: `EPERM`.
     pub fn lend(&self, ino: Ino, offset: u64, buf: &mut [u8], writable: bool) -> Result<usize> {
         let Mounted { data, ns, .. } = &self.mounted;
         self.mounted.tell(data.lend(ns, ino, offset, buf, writable))

@@ -264,3 +264,16 @@ fn no_farewell_is_answered_before_all_who_may_leave_are_reclaimed() {
     server.core.reclaimed(2, false, &mut server.wire);
     assert!(server.taken(1, first).is_some() && server.taken(2, second).is_some());
 }
+
+/// Whoever greets without being recorded leaves nothing behind, however often.
+#[test]
+fn greetings_of_strangers_fill_no_memory() {
+    let (_, _, mut server) = small(1);
+    server.greet(1, 0, GREETING_OPENS).unwrap();
+    for stranger in 100..200 {
+        let _ = server.greet(stranger, 7, GREETING_FAREWELL | GREETING_OPENS);
+    }
+    assert_eq!(server.core.features.len(), 1);
+    server.call(1, Command::Farewell, &[]).unwrap();
+    assert!(server.core.features.is_empty());
+}
