@@ -4,10 +4,15 @@
 //!
 //! A failing run prints its seed; `SCOUTFS_LOCK_SEED=<seed>` runs only that one.
 
+mod check;
+mod front;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+
+use front::Page;
 
 use super::node::{Event, Node, Started};
 use super::*;
@@ -47,15 +52,6 @@ enum Stage {
 #[derive(Clone, Copy, Default, Debug)]
 struct Cache {
     known: Option<u64>,
-    dirty: u64,
-}
-
-/// What the front end of a client keeps of the item, without using the lock.
-#[derive(Clone, Copy, Debug)]
-struct Page {
-    value: u64,
-    writable: bool,
-    /// Changes that the client does not know of yet.
     dirty: u64,
 }
 
@@ -108,16 +104,6 @@ struct Sim {
 
 fn at_most(a: Mode, b: Mode) -> bool {
     a == Mode::Null || a == b || (a == Mode::Read && b == Mode::Write)
-}
-
-impl Client {
-    /// What a program stored into a page reaches the client.
-    fn writes_back(&mut self, name: LockName) {
-        let stored = self.pages.get_mut(&name).map_or(0, |p| std::mem::take(&mut p.dirty));
-        let cache = self.cache.entry(name).or_default();
-        cache.dirty += stored;
-        cache.known = cache.known.map(|v| v + stored);
-    }
 }
 
 fn exclusive(a: Mode, b: Mode) -> bool {
@@ -403,31 +389,6 @@ impl Sim {
         }
     }
 
-    /// A program stores into a page that the front end was lent for that. Nobody is told.
-    fn stores(&mut self, i: usize) {
-        let rid = self.clients[i].rid;
-        let writable = self.clients[i].pages.iter_mut().find(|(_, p)| p.writable);
-        let Some((name, page)) = writable else { return };
-        page.value += 1;
-        page.dirty += 1;
-        *self.total.get_mut(name).unwrap() += 1;
-        let text = format!("{rid} stores into a page of {name}");
-        self.note(text);
-    }
-
-    /// A task that waits for a loan loses its patience.
-    fn insists(&mut self, i: usize) {
-        let c = &mut self.clients[i];
-        let Some((&task, &(name, mode))) = c.waiting.iter().find(|(t, _)| c.takers.contains(t)) else { return };
-        let rid = c.rid;
-        if c.node.insist(task, name) {
-            c.waiting.remove(&task);
-            self.note(format!("{rid} task {task} insists on {name} {mode}"));
-            self.starts_using(i, task, name, mode);
-        }
-        self.drain(i);
-    }
-
     fn releases(&mut self, i: usize) {
         let c = &mut self.clients[i];
         let at = self.rng.random_range(0..c.using.len());
@@ -569,57 +530,6 @@ impl Sim {
             7 => self.stores(i),
             8 => self.insists(i),
             _ => self.commits(i),
-        }
-    }
-
-    fn check(&mut self) {
-        for &n in &self.names {
-            for (i, c) in self.clients.iter().enumerate() {
-                for d in &self.clients[i + 1..] {
-                    let (a, b) = (c.node.eff(n), d.node.eff(n));
-                    assert!(exclusive(a, b), "S-1: {} has {a}, {} has {b} on {n}", c.rid, d.rid);
-                }
-                let (eff, held) = (c.node.eff(n), c.node.held(n));
-                assert!(at_most(eff, held), "S-2: effective {eff} held {held}");
-                let recorded = self.recorded.get(&(c.rid, n)).copied().unwrap_or_default();
-                assert_eq!(self.server.mode_of(c.rid, n), recorded, "the server's record");
-                let queued = c.node.locks.get(&n).is_some_and(|l| l.machine.load().1 > 0);
-                if self.pending.is_empty() && c.term == self.term && !queued {
-                    assert!(at_most(held, recorded), "S-2: {} holds {held}, the server has {recorded}", c.rid);
-                }
-                if let Some(floor) = c.floor.get(&n) {
-                    assert!(at_most(eff, *floor), "S-17: the mode rose without a grant");
-                }
-                if let Some(page) = c.pages.get(&n) {
-                    assert!(
-                        eff.serves(if page.writable { Mode::Write } else { Mode::Read }),
-                        "{page:?} lent under {eff}"
-                    );
-                    assert_eq!(page.value, self.total[&n], "S-7: a stale page of {n} at {}", c.rid);
-                }
-                let dirty = c.cache.get(&n).is_some_and(|k| k.dirty > 0);
-                assert!(c.dead || !dirty || held.writes(), "S-4: dirty under {held}");
-                if let Some(l) = c.node.locks.get(&n) {
-                    let v = l.hot.word.load();
-                    for m in [Mode::Read, Mode::Write, Mode::WriteOnly] {
-                        let users = c.using.values().filter(|u| **u == (n, m)).count() as u64;
-                        assert_eq!(v.users(m), users, "S-3: users of {m}");
-                        assert!(users == 0 || eff.serves(m), "S-3: {m} used under {eff}");
-                    }
-                }
-            }
-        }
-        for c in &mut self.clients {
-            for &n in &self.names {
-                let now = c.node.eff(n).reads();
-                let generation = c.node.generation(n);
-                let (before, last) = c.readable.get(&n).copied().unwrap_or_default();
-                if now {
-                    assert!(generation > 0 && generation >= last, "S-13: {generation} after {last}");
-                    assert!(before || generation > last, "S-13: readable again with an old generation");
-                }
-                c.readable.insert(n, (now, last.max(generation)));
-            }
         }
     }
 
