@@ -4,14 +4,20 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 examples=$target/release/examples
 tools=$target/tools
-scratch=$(mktemp -d "${TMPDIR:-/tmp}/scoutfs-fuse.XXXXXX")
-mnt=$scratch/mnt
+scratch=
 mount_pid=
-# The second node's, in the suites that have one.
-mnt2=$scratch/mnt2
 mount2_pid=
 noise_pid=
-mkdir -p "$mnt" "$mnt2"
+
+# new_scratch: an empty folder for the volume, its mounts and whatever else a suite writes; nothing of an earlier suite is left.
+new_scratch() {
+    rm -rf "$scratch"
+    scratch=$(mktemp -d "${TMPDIR:-/tmp}/scoutfs-fuse.XXXXXX")
+    mnt=$scratch/mnt
+    # The second node's, in the suites that have one.
+    mnt2=$scratch/mnt2
+    mkdir "$mnt" "$mnt2"
+}
 
 say() { printf -- '-- %s\n' "$*"; }
 die() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
