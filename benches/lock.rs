@@ -30,6 +30,7 @@ use format::layout::NetLock;
 use lock::wire::{check, net_lock};
 use lock::{
     LOCK_GROUP, Lock, LockClient, LockClientConfig, LockName, LockOut, LockSender, LockServer, Mode, Protected, Revoke,
+    SERVER_SHARDS,
 };
 
 #[derive(Default)]
@@ -167,15 +168,21 @@ fn invalidations(c: &mut Criterion) {
     g.finish();
 }
 
-/// A server with `locks` read locks, each held by two of `clients`.
-fn server(locks: u64, clients: u64) -> LockServer {
-    let mut s = LockServer::new(false);
+/// Lock servers that share the names, as an elected server has them.
+fn servers() -> Vec<LockServer> {
+    (0..SERVER_SHARDS).map(|_| LockServer::new(false)).collect()
+}
+
+/// The same with `locks` read locks, each held by two of `clients`.
+fn server(locks: u64, clients: u64) -> Vec<LockServer> {
+    let mut s = servers();
     let mut out = Vec::new();
     let mut next = || 1;
     for i in 0..locks {
         for k in 0..2 {
             let rid = (i + k) % clients;
-            s.request(rid, i, &net_lock(name(i), Mode::Null, Mode::Read, 0), &mut next, &mut out).expect("valid");
+            let (n, s) = (name(i), &mut s[name(i).shard()]);
+            s.request(rid, i, &net_lock(n, Mode::Null, Mode::Read, 0), &mut next, &mut out).expect("valid");
             out.clear();
         }
     }
@@ -194,6 +201,7 @@ fn requests(c: &mut Criterion) {
             b.iter(|| {
                 i += 1;
                 let n = name((i * 7919) % locks);
+                let s = &mut s[n.shard()];
                 let mut next = || {
                     seq += 1;
                     seq
@@ -388,7 +396,8 @@ fn traffic() {
                         seq
                     };
                     let mode = if i % 2 == 0 { Mode::Read } else { Mode::Write };
-                    let l = net_lock(name((i * 7919) % locks), Mode::Null, mode, 0);
+                    let n = name((i * 7919) % locks);
+                    let (l, s) = (net_lock(n, Mode::Null, mode, 0), &mut s[n.shard()]);
                     s.request(i % clients, id, &l, &mut next, &mut out).expect("valid");
                     while let Some(o) = out.pop() {
                         if let LockOut::Invalidate { rid, lock } = o {
@@ -415,11 +424,13 @@ fn traffic() {
 
 /// The longest that one request waits because a table grows.
 fn growth() {
-    let mut s = LockServer::new(false);
+    let mut s = servers();
     let (mut out, mut worst) = (Vec::new(), Duration::ZERO);
     for i in 0..1_000_000 {
         let at = Instant::now();
-        s.request(i % 8, i, &net_lock(name(i), Mode::Null, Mode::Read, 0), &mut || 1, &mut out).expect("valid");
+        s[name(i).shard()]
+            .request(i % 8, i, &net_lock(name(i), Mode::Null, Mode::Read, 0), &mut || 1, &mut out)
+            .expect("valid");
         out.clear();
         worst = worst.max(at.elapsed());
     }

@@ -38,10 +38,10 @@ pub(crate) use client::{LockClient, LockClientConfig};
 pub(crate) use guard::{Lock, LockGuard};
 pub(crate) use machine::Loan;
 pub(crate) use mode::Mode;
-pub(crate) use name::{LOCK_GROUP, LockName};
+pub(crate) use name::{LOCK_GROUP, LockName, SERVER_SHARDS};
 #[cfg(not(loom))]
 pub use server::LockReport;
-pub(crate) use server::{LockOut, LockServer, Recovered};
+pub(crate) use server::{LockOut, LockServer, Recovered, recovered};
 
 use crate::error::Result;
 use crate::format::layout::NetLock;

@@ -40,18 +40,52 @@ enum Family {
     Rename,
 }
 
+/// So many consecutive names are a run: those who use one mostly use its neighbours too.
+pub(super) const RUN: u64 = 64;
+
+/// How many lock servers share the names of a volume.
+pub(crate) const SERVER_SHARDS: usize = 16;
+
+/// The families by their numbers, in the order of their start keys.
+const FAMILIES: [Family; 8] = [
+    Family::MetaIndex,
+    Family::DataIndex,
+    Family::Orphan,
+    Family::Quota,
+    Family::Totl,
+    Family::Indx,
+    Family::Inode,
+    Family::Rename,
+];
+
+const _: () = {
+    let mut i = 0;
+    while i < FAMILIES.len() {
+        assert!(FAMILIES[i] as usize == i, "a family is not at its number");
+        i += 1;
+    }
+};
+
+/// Where the number of the family is; groups have at most 54 bits.
+const FAMILY_SHIFT: u32 = 56;
+
 /// The name of one lock: a family and, where the family is cut into groups, the number of the group.
 ///
-/// The order of names is the order of their start keys.
+/// The order of names is the order of their start keys. One word, because servers have millions of them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct LockName {
-    family: Family,
-    group: u64,
-}
+pub(crate) struct LockName(u64);
 
 impl LockName {
     const fn new(family: Family, group: u64) -> LockName {
-        LockName { family, group }
+        LockName((family as u64) << FAMILY_SHIFT | group)
+    }
+
+    const fn family(&self) -> Family {
+        FAMILIES[(self.0 >> FAMILY_SHIFT) as usize]
+    }
+
+    const fn group(&self) -> u64 {
+        self.0 & ((1 << FAMILY_SHIFT) - 1)
     }
 
     /// The group of 1024 inodes that `ino` belongs to, with their entries, xattrs and extents.
@@ -112,13 +146,13 @@ impl LockName {
 
     /// The number of the group of inodes, for a lock of one.
     pub(crate) fn inode_group(&self) -> Option<u64> {
-        (self.family == Family::Inode).then_some(self.group)
+        (self.family() == Family::Inode).then_some(self.group())
     }
 
     /// The first key of the range: the name on the wire and in bloom filters.
     pub(crate) const fn start(&self) -> Key {
-        let first = self.group * LOCK_GROUP;
-        match self.family {
+        let first = self.group() * LOCK_GROUP;
+        match self.family() {
             Family::Inode => Key::new(ZONE_FS, first, 0, 0, 0, 0),
             Family::MetaIndex => Key::new(ZONE_INODE_INDEX, 0, KIND_META_SEQ, first, 0, 0),
             Family::DataIndex => Key::new(ZONE_INODE_INDEX, 0, KIND_DATA_SEQ, first, 0, 0),
@@ -132,8 +166,8 @@ impl LockName {
 
     /// All keys that the lock covers.
     pub(crate) const fn range(&self) -> KeyRange {
-        let last = (self.group * LOCK_GROUP) | LOW;
-        let end = match self.family {
+        let last = (self.group() * LOCK_GROUP) | LOW;
+        let end = match self.family() {
             Family::Inode => Key::new(ZONE_FS, last, u8::MAX, u64::MAX, u64::MAX, u8::MAX),
             Family::MetaIndex => Key::new(ZONE_INODE_INDEX, 0, KIND_META_SEQ, last, u64::MAX, 0),
             Family::DataIndex => Key::new(ZONE_INODE_INDEX, 0, KIND_DATA_SEQ, last, u64::MAX, 0),
@@ -146,11 +180,30 @@ impl LockName {
         KeyRange::new(self.start(), end)
     }
 
+    /// The number of the run of consecutive names that this one is in, and its place there.
+    pub(super) const fn run(&self) -> (Run, u64) {
+        (Run(self.0 / RUN), self.0 % RUN)
+    }
+
+    /// The name that has this place in a run.
+    pub(super) const fn of_run(run: Run, at: u64) -> LockName {
+        LockName(run.0 * RUN + at)
+    }
+
+    /// Which of the lock servers that share the work has this name: the same one for a run.
+    pub(crate) const fn shard(&self) -> usize {
+        (mix(self.run().0.0) >> 36) as usize % SERVER_SHARDS
+    }
+
     /// A well mixed hash: groups are consecutive numbers, and both the shard and the bucket come from it.
     pub(crate) const fn mixed(&self) -> u64 {
-        let x = (self.group ^ ((self.family as u64) << 56)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        x ^ (x >> 32)
+        mix(self.0)
     }
+}
+
+const fn mix(number: u64) -> u64 {
+    let x = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x ^ (x >> 32)
 }
 
 const fn whole_zone_end(zone: u8) -> Key {
@@ -160,6 +213,16 @@ const fn whole_zone_end(zone: u8) -> Key {
 impl Hash for LockName {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.mixed());
+    }
+}
+
+/// The number of a run of names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Run(u64);
+
+impl Hash for Run {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(mix(self.0));
     }
 }
 

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use smallvec::SmallVec;
 
-use super::index::Index;
+use super::index::{Index, Names};
 use super::wire::{Checked, RECOVER_MAX, check, net_lock};
 use super::{LockName, Mode};
 use crate::error::{Errno, Result, fail};
@@ -30,8 +30,9 @@ use crate::sync::HashMap;
 
 /// How often requests for shared modes may pass one waiting head.
 const READ_BATCH: u32 = 8;
-/// Most locks that one client may hold or ask for; far above the greatest idle count of any client.
-const CLIENT_LOCKS_MAX: usize = 1 << 20;
+/// Most locks that one client may hold or ask for at one of the servers that share the names; far above its share of the greatest idle
+/// count of any client.
+const CLIENT_LOCKS_MAX: usize = 1 << 17;
 /// A reported write_seq may be at most this far ahead of the counter.
 const WRITE_SEQ_AHEAD: u64 = 1 << 48;
 
@@ -91,24 +92,56 @@ struct Invalidated {
     id: Option<u64>,
 }
 
+/// Who waits for a lock, and who was asked for their sake.
+#[derive(Default, Debug)]
+struct Waiting {
+    requested: SmallVec<[Request; 2]>,
+    invalidated: SmallVec<[Invalidated; 2]>,
+}
+
+/// Most locks are only held: what they need lies together, and there is no more of it than that.
 #[derive(Default, Debug)]
 struct ServerLock {
     granted: SmallVec<[Granted; 2]>,
-    requested: SmallVec<[Request; 1]>,
-    invalidated: SmallVec<[Invalidated; 1]>,
+    /// `None` for nobody.
+    waiting: Option<Box<Waiting>>,
 }
 
 impl ServerLock {
-    fn is_empty(&self) -> bool {
-        self.granted.is_empty() && self.requested.is_empty() && self.invalidated.is_empty()
+    fn requested(&self) -> &[Request] {
+        self.waiting.as_ref().map_or(&[], |w| &w.requested)
+    }
+
+    fn invalidated(&self) -> &[Invalidated] {
+        self.waiting.as_ref().map_or(&[], |w| &w.invalidated)
+    }
+
+    fn waiting_mut(&mut self) -> &mut Waiting {
+        self.waiting.get_or_insert_default()
+    }
+
+    /// True if nobody mentions the lock any more.
+    fn tidy(&mut self) -> bool {
+        if self.requested().is_empty() && self.invalidated().is_empty() {
+            self.waiting = None;
+        }
+        self.waiting.is_none() && self.granted.is_empty()
     }
 
     fn has_grant(&self, rid: u64) -> bool {
-        self.granted.iter().any(|g| g.rid == rid) || self.invalidated.iter().any(|i| i.rid == rid)
+        self.granted.iter().any(|g| g.rid == rid) || self.invalidated().iter().any(|i| i.rid == rid)
     }
 
     fn has_request(&self, rid: u64) -> bool {
-        self.requested.iter().any(|q| q.rid == rid)
+        self.requested().iter().any(|q| q.rid == rid)
+    }
+
+    fn forget(&mut self, rid: u64) {
+        self.granted.retain(|g| g.rid != rid);
+        if let Some(waiting) = &mut self.waiting {
+            waiting.requested.retain(|q| q.rid != rid);
+            waiting.invalidated.retain(|i| i.rid != rid);
+        }
     }
 
     fn conflicts(&self, q: &Request) -> bool {
@@ -117,17 +150,16 @@ impl ServerLock {
 
     /// A later request for a shared mode that nothing granted forbids, if the head may be passed once more.
     fn passing(&self, read_batch: u32) -> Option<usize> {
-        let head = self.requested.first()?;
-        if head.passed >= read_batch {
+        let requested = self.requested();
+        if requested.first()?.passed >= read_batch {
             return None;
         }
         let shared = |m: Mode| matches!(m, Mode::Read | Mode::WriteOnly);
-        (1..self.requested.len()).find(|&i| shared(self.requested[i].mode) && !self.conflicts(&self.requested[i]))
+        (1..requested.len()).find(|&i| shared(requested[i].mode) && !self.conflicts(&requested[i]))
     }
 
-    /// Grants request number `i`; the client's old entry is replaced.
-    fn grant(&mut self, name: LockName, i: usize, next_seq: &mut dyn FnMut() -> u64) -> LockOut {
-        let q = self.requested.remove(i);
+    /// Grants what `q` asks for; the client's old entry is replaced.
+    fn grant(&mut self, name: LockName, q: Request, next_seq: &mut dyn FnMut() -> u64) -> LockOut {
         let old = match self.granted.iter().position(|g| g.rid == q.rid) {
             Some(at) => self.granted.remove(at).mode,
             None => Mode::Null,
@@ -139,9 +171,8 @@ impl ServerLock {
         LockOut::Grant { rid: q.rid, id: q.id, lock: net_lock(name, old, q.mode, write_seq) }
     }
 
-    /// Asks everybody whose mode conflicts with the head to go down.
-    fn invalidate_for_head(&mut self, name: LockName, out: &mut Vec<LockOut>) {
-        let head = self.requested[0];
+    /// Asks everybody whose mode conflicts with `head` to go down.
+    fn invalidate_for(&mut self, head: Request, name: LockName, out: &mut Vec<LockOut>) {
         let mut i = 0;
         while i < self.granted.len() {
             let g = self.granted[i];
@@ -151,7 +182,7 @@ impl ServerLock {
             }
             let target = g.mode.invalidation_target(head.mode);
             self.granted.remove(i);
-            self.invalidated.push(Invalidated { rid: g.rid, mode: g.mode, target, id: None });
+            self.waiting_mut().invalidated.push(Invalidated { rid: g.rid, mode: g.mode, target, id: None });
             out.push(LockOut::Invalidate { rid: g.rid, lock: net_lock(name, g.mode, target, 0) });
         }
     }
@@ -160,14 +191,14 @@ impl ServerLock {
 /// What the server knows of one client.
 #[derive(Default, Debug)]
 struct Client {
-    locks: Index<()>,
+    locks: Names,
     /// Invalidations that were queued to it and not answered, by message id.
     asked: BTreeMap<u64, LockName>,
     /// During its recovery: the least key that the next report may start with.
     cursor: Option<Key>,
 }
 
-/// Lock state of the elected server.
+/// Lock state of the elected server: of all names, or of those of one [`LockName::shard`].
 pub(crate) struct LockServer {
     locks: Index<ServerLock>,
     clients: HashMap<u64, Client>,
@@ -175,6 +206,40 @@ pub(crate) struct LockServer {
     /// Locks that got requests while recovery was pending.
     deferred: BTreeSet<LockName>,
     read_batch: u32,
+}
+
+/// A LOCK_RECOVER response (M6) of a client that is pending, to the servers that share the names, in the order of
+/// [`LockName::shard`]; `seq_now` is the present value of the sequence counter.
+///
+/// Null entries are not recorded (W-11). An error means: close the connection; nothing was recorded.
+pub(crate) fn recovered(
+    servers: &mut [&mut LockServer],
+    rid: u64,
+    locks: &[NetLock],
+    seq_now: u64,
+) -> Result<Recovered> {
+    let mut last = servers.iter().filter_map(|s| s.clients.get(&rid)?.cursor).max();
+    let mut parts = vec![Vec::new(); servers.len()];
+    for l in locks {
+        let start = l.key.to_key();
+        if last.is_some_and(|last| start < last) {
+            return fail(Errno::EINVAL);
+        }
+        last = Some(start.next());
+        parts[check(l)?.name.shard()].push(*l);
+    }
+    let checked = servers.iter().zip(&parts).map(|(server, part)| server.check_report(rid, part, seq_now));
+    let checked: Vec<_> = checked.collect::<Result<_>>()?;
+    let mut all = Recovered { next: None, max_write_seq: 0 };
+    for (server, entries) in servers.iter_mut().zip(&checked) {
+        // Whose part is empty has no news unless the whole report is.
+        if !entries.is_empty() || locks.is_empty() {
+            let part = server.record(rid, entries);
+            all.next = all.next.max(part.next);
+            all.max_write_seq = all.max_write_seq.max(part.max_write_seq);
+        }
+    }
+    Ok(all)
 }
 
 impl LockServer {
@@ -215,9 +280,14 @@ impl LockServer {
         if entry.has_request(rid) {
             return fail(Errno::EINVAL);
         }
-        client.locks.entry(name);
-        entry.requested.push(Request { rid, id, mode: new, passed: 0 });
-        self.process(name, next_seq, out);
+        client.locks.insert(name);
+        let q = Request { rid, id, mode: new, passed: 0 };
+        if new == Mode::Null || self.recovery_pending || entry.waiting.is_some() || entry.conflicts(&q) {
+            entry.waiting_mut().requested.push(q);
+            self.process(name, next_seq, out);
+        } else {
+            out.push(entry.grant(name, q, next_seq));
+        }
         Ok(())
     }
 
@@ -225,7 +295,8 @@ impl LockServer {
     pub(crate) fn invalidate_sent(&mut self, rid: u64, lock: &NetLock, id: u64) {
         let Some(name) = LockName::from_key(&lock.key.to_key()) else { return };
         let Some(entry) = self.locks.get_mut(&name) else { return };
-        if let Some(inv) = entry.invalidated.iter_mut().find(|i| i.rid == rid) {
+        let invalidated = entry.waiting.as_mut().map_or(&mut [][..], |w| &mut w.invalidated);
+        if let Some(inv) = invalidated.iter_mut().find(|i| i.rid == rid) {
             inv.id = Some(id);
             self.clients.entry(rid).or_default().asked.insert(id, name);
         }
@@ -252,8 +323,8 @@ impl LockServer {
             return Ok(());
         }
         let Some(entry) = self.locks.get_mut(&name) else { return Ok(()) };
-        let Some(at) = entry.invalidated.iter().position(|i| i.rid == rid && i.id == Some(id)) else { return Ok(()) };
-        let inv = entry.invalidated[at];
+        let Some(at) = entry.invalidated().iter().position(|i| i.rid == rid && i.id == Some(id)) else { return Ok(()) };
+        let inv = entry.invalidated()[at];
         if old != inv.mode {
             return Ok(());
         }
@@ -261,7 +332,7 @@ impl LockServer {
             return fail(Errno::EINVAL);
         }
         client.asked.remove(&id);
-        entry.invalidated.remove(at);
+        entry.waiting_mut().invalidated.remove(at);
         if new != Mode::Null {
             entry.granted.push(Granted { rid, mode: new });
         } else if !entry.has_request(rid) {
@@ -274,13 +345,18 @@ impl LockServer {
     /// A LOCK_RECOVER response (M6) of a client that is pending; `seq_now` is the present value of the sequence counter.
     ///
     /// Null entries are not recorded (W-11). An error means: close the connection; nothing was recorded.
+    #[cfg(test)]
     pub(crate) fn recovered(&mut self, rid: u64, locks: &[NetLock], seq_now: u64) -> Result<Recovered> {
+        let entries = self.check_report(rid, locks, seq_now)?;
+        Ok(self.record(rid, &entries))
+    }
+
+    fn check_report(&self, rid: u64, locks: &[NetLock], seq_now: u64) -> Result<SmallVec<[Checked; RECOVER_MAX]>> {
         if !self.recovery_pending || locks.len() > RECOVER_MAX {
             return fail(Errno::EINVAL);
         }
-        let client = self.clients.entry(rid).or_default();
-        let mut least = client.cursor.unwrap_or(Key::ZEROS);
-        let mut max_write_seq = 0;
+        let client = self.clients.get(&rid);
+        let mut least = client.and_then(|c| c.cursor).unwrap_or(Key::ZEROS);
         let mut entries: SmallVec<[Checked; RECOVER_MAX]> = SmallVec::new();
         for l in locks {
             let c = check(l)?;
@@ -292,22 +368,23 @@ impl LockServer {
                 return fail(Errno::EINVAL);
             }
             least = start.next();
-            max_write_seq = max_write_seq.max(c.write_seq);
             entries.push(c);
         }
-        if entries.is_empty() {
-            client.cursor = None;
-            return Ok(Recovered { next: None, max_write_seq });
-        }
-        if client.locks.len() + entries.len() > CLIENT_LOCKS_MAX {
+        if client.map_or(0, |c| c.locks.len()) + entries.len() > CLIENT_LOCKS_MAX {
             return fail(Errno::ENOBUFS);
         }
-        client.cursor = Some(least);
+        Ok(entries)
+    }
+
+    /// Records what was checked; nothing at all ends the report of the client.
+    fn record(&mut self, rid: u64, entries: &[Checked]) -> Recovered {
+        let client = self.clients.entry(rid).or_default();
+        client.cursor = entries.last().map(|c| c.name.start().next());
         for c in entries.iter().filter(|c| c.new != Mode::Null) {
-            client.locks.entry(c.name);
+            client.locks.insert(c.name);
             self.locks.entry(c.name).granted.push(Granted { rid, mode: c.new });
         }
-        Ok(Recovered { next: Some(least), max_write_seq })
+        Recovered { next: client.cursor, max_write_seq: entries.iter().map(|c| c.write_seq).max().unwrap_or(0) }
     }
 
     /// Is any client still in lock recovery? Setting false processes all waiting requests, in key order.
@@ -328,13 +405,11 @@ impl LockServer {
     /// Forgets everything of a client that is gone; safe to repeat.
     pub(crate) fn reclaim(&mut self, rid: u64, next_seq: &mut dyn FnMut() -> u64, out: &mut Vec<LockOut>) {
         let Some(client) = self.clients.remove(&rid) else { return };
-        let mut names: Vec<LockName> = client.locks.iter().map(|(name, ())| *name).collect();
+        let mut names: Vec<LockName> = client.locks.iter().collect();
         names.sort_unstable();
         for name in names {
             let Some(entry) = self.locks.get_mut(&name) else { continue };
-            entry.granted.retain(|g| g.rid != rid);
-            entry.requested.retain(|q| q.rid != rid);
-            entry.invalidated.retain(|i| i.rid != rid);
+            entry.forget(rid);
             self.process(name, next_seq, out);
         }
     }
@@ -346,42 +421,46 @@ impl LockServer {
             self.deferred.insert(name);
             return;
         }
-        while lock.invalidated.is_empty() && !lock.requested.is_empty() {
-            let at = if !lock.conflicts(&lock.requested[0]) {
+        while let Some(waiting) = lock.waiting.as_mut().filter(|w| w.invalidated.is_empty() && !w.requested.is_empty())
+        {
+            let head = waiting.requested[0];
+            let at = if !lock.conflicts(&head) {
                 0
             } else if let Some(i) = lock.passing(self.read_batch) {
-                lock.requested[0].passed += 1;
+                lock.waiting_mut().requested[0].passed += 1;
                 i
             } else {
-                lock.invalidate_for_head(name, out);
+                lock.invalidate_for(head, name, out);
                 return;
             };
-            let q = lock.requested[at];
-            out.push(lock.grant(name, at, next_seq));
+            let q = lock.waiting_mut().requested.remove(at);
+            out.push(lock.grant(name, q, next_seq));
             if q.mode == Mode::Null
                 && let Some(c) = self.clients.get_mut(&q.rid)
             {
                 c.locks.remove(&name);
             }
         }
-        if lock.is_empty() {
+        if lock.tidy() {
             self.locks.remove(&name);
         }
     }
 
-    /// At most `max` locks: first those that somebody waits for, by name.
-    pub(crate) fn report(&self, max: usize) -> Vec<LockReport> {
-        let waited = |l: &ServerLock| !l.requested.is_empty() || !l.invalidated.is_empty();
-        let (mut busy, idle): (Vec<_>, Vec<_>) = self.locks.iter().partition(|(_, l)| waited(l));
+    /// At most `max` locks: first those that somebody waits for, by name. With what they are to be ordered by.
+    pub(crate) fn report(&self, max: usize) -> Vec<((bool, LockName), LockReport)> {
+        let (mut busy, idle): (Vec<_>, Vec<_>) = self.locks.iter().partition(|(_, l)| l.waiting.is_some());
         busy.sort_unstable_by_key(|(name, _)| **name);
         busy.into_iter()
             .chain(idle)
             .take(max)
-            .map(|(name, l)| LockReport {
-                name: name.to_string(),
-                held: l.granted.iter().map(|g| (g.rid, g.mode.to_string())).collect(),
-                giving_up: l.invalidated.iter().map(|i| (i.rid, i.mode.to_string())).collect(),
-                waiting: l.requested.iter().map(|q| (q.rid, q.mode.to_string())).collect(),
+            .map(|(name, l)| {
+                let report = LockReport {
+                    name: name.to_string(),
+                    held: l.granted.iter().map(|g| (g.rid, g.mode.to_string())).collect(),
+                    giving_up: l.invalidated().iter().map(|i| (i.rid, i.mode.to_string())).collect(),
+                    waiting: l.requested().iter().map(|q| (q.rid, q.mode.to_string())).collect(),
+                };
+                ((l.waiting.is_none(), *name), report)
             })
             .collect()
     }
@@ -399,8 +478,8 @@ impl LockServer {
             format!(
                 "lock={name} granted={} requested={} invalidated={}",
                 join(&mut l.granted.iter().map(|g| (g.rid, g.mode))),
-                join(&mut l.requested.iter().map(|q| (q.rid, q.mode))),
-                join(&mut l.invalidated.iter().map(|i| (i.rid, i.mode))),
+                join(&mut l.requested().iter().map(|q| (q.rid, q.mode))),
+                join(&mut l.invalidated().iter().map(|i| (i.rid, i.mode))),
             )
         };
         names.into_iter().map(line).collect()
@@ -411,7 +490,7 @@ impl LockServer {
     pub(crate) fn mode_of(&self, rid: u64, name: LockName) -> Mode {
         let Some(l) = self.locks.get(&name) else { return Mode::Null };
         let granted = l.granted.iter().find(|g| g.rid == rid).map(|g| g.mode);
-        granted.or_else(|| l.invalidated.iter().find(|i| i.rid == rid).map(|i| i.mode)).unwrap_or_default()
+        granted.or_else(|| l.invalidated().iter().find(|i| i.rid == rid).map(|i| i.mode)).unwrap_or_default()
     }
 
     /// Locks in memory.

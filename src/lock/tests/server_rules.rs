@@ -88,6 +88,38 @@ fn the_server_refuses_bad_reports() {
     assert_eq!(s.recovered(1, &[], 10).unwrap().next, None);
 }
 
+/// A report is checked as a whole and recorded as a whole, although its locks belong to several servers.
+#[test]
+fn servers_that_share_the_names_refuse_what_one_would() {
+    let mut shards: Vec<LockServer> = (0..SERVER_SHARDS).map(|_| LockServer::new(true)).collect();
+    let held = |n, seq| net_lock(group(n), Mode::Write, Mode::Write, seq);
+    let (a, b) = (6, 6 + 64 * (1..).find(|i| group(6 + 64 * i).shard() != group(6).shard()).expect("more than one"));
+    let mut report = |locks: &[NetLock]| {
+        let mut all: Vec<_> = shards.iter_mut().collect();
+        let found = recovered(&mut all, 1, locks, 10);
+        (found, shards.iter().map(LockServer::len).sum::<usize>())
+    };
+    let mut refused = |locks: &[NetLock], errno, len, why| {
+        let (found, now) = report(locks);
+        assert!(found.unwrap_err().is(errno), "{why}");
+        assert_eq!(now, len, "{why}: a part was recorded");
+    };
+    refused(&[held(b, 0), held(a, 0)], Errno::EINVAL, 0, "not rising");
+    refused(&[held(a, 0), held(b, (1 << 48) + 11)], Errno::EINVAL, 0, "sequence far ahead");
+    refused(&vec![held(a, 0); 23], Errno::EINVAL, 0, "too many");
+    let (found, now) = report(&[held(a, 30), held(b, 40)]);
+    assert_eq!(found.unwrap(), Recovered { next: Some(group(b).start().next()), max_write_seq: 40 });
+    assert_eq!(now, 2);
+    let mut refused = |locks: &[NetLock], errno, why| {
+        let (found, now) = report(locks);
+        assert!(found.unwrap_err().is(errno) && now == 2, "{why}");
+    };
+    refused(&[held(a + 1, 0)], Errno::EINVAL, "before what was asked for, at a server that has only heard of an earlier one");
+    refused(&[held(b + 1, 0), held(b + 1, 0)], Errno::EINVAL, "twice");
+    assert_eq!(report(&[]).0.unwrap().next, None);
+    assert_eq!(report(&[held(a + 1, 0)]).1, 3, "a new report begins at the first key");
+}
+
 /// L-3 and 04 §14.3: readers may pass a waiting writer, but not for ever.
 #[test]
 fn readers_pass_a_waiting_writer_at_most_eight_times() {
