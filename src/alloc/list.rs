@@ -70,7 +70,7 @@ impl DirtyContent for ListBlock {
         BlockKind::AllocList
     }
 
-    fn encode(&self, buf: &mut [u8; BLOCK_BYTES]) {
+    fn encode(&mut self, buf: &mut [u8; BLOCK_BYTES]) {
         debug_assert!(self.blknos.len() <= LIST_CAPACITY);
         let next = self.next.unwrap_or_else(null_ref);
         buf[32..40].copy_from_slice(&next.blkno.get().to_le_bytes());

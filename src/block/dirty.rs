@@ -15,8 +15,9 @@ pub(crate) trait DirtyContent: Any + Send {
     /// What kind of block it becomes.
     fn kind(&self) -> BlockKind;
 
-    /// Writes bytes 32.. of the block, all of them (`buf` has any content). The store adds header and crc.
-    fn encode(&self, buf: &mut [u8; BLOCK_BYTES]);
+    /// Writes bytes 32.. of the block, all of them (`buf` has any content). The store adds header and crc. Changes nothing but
+    /// what makes the next encoding cheaper.
+    fn encode(&mut self, buf: &mut [u8; BLOCK_BYTES]);
 }
 
 /// Content that can be made from a clean block, or from nothing.
@@ -70,7 +71,13 @@ pub(crate) struct DirtySet {
     replaced: Vec<(u64, u64)>,
     /// Those that the last write-out replaced. Readers had a whole transaction to come to the newer roots.
     outdated: Vec<(u64, u64)>,
+    /// What the last write-out wrote, if it was little: the next small transaction changes mostly the same blocks, and
+    /// need not read and check them.
+    kept: HashMap<(u64, u64), Box<dyn DirtyContent>>,
 }
+
+/// Write-outs of at most so many blocks leave their content for the next transaction.
+const KEEP_BLOCKS: usize = 32;
 
 impl DirtySet {
     /// An empty set.
@@ -96,7 +103,10 @@ impl DirtySet {
 
     /// The dirty blocks are written: nothing is dirty any more. Gives the versions that were replaced one write-out before.
     pub(super) fn written(&mut self) -> Vec<(u64, u64)> {
-        self.blocks.clear();
+        self.kept.clear();
+        let small = self.blocks.len() <= KEEP_BLOCKS;
+        let blocks = self.blocks.drain().filter(|_| small);
+        self.kept.extend(blocks.map(|(blkno, d)| ((blkno, d.seq), d.content)));
         std::mem::replace(&mut self.outdated, std::mem::take(&mut self.replaced))
     }
 
@@ -131,8 +141,14 @@ impl DirtySet {
     }
 
     /// Content of a block that is known to be here.
-    pub(super) fn content(&self, r: &BlockRef) -> &dyn DirtyContent {
-        &*self.blocks[&r.blkno.get()].content
+    pub(super) fn content(&mut self, r: &BlockRef) -> &mut dyn DirtyContent {
+        &mut *self.blocks.get_mut(&r.blkno.get()).expect("dirty, as the caller knows").content
+    }
+
+    /// The content of a clean block, if it was written a short while ago.
+    fn take_kept<T: DirtyContent>(&mut self, r: &BlockRef) -> Option<T> {
+        let content: Box<dyn Any> = self.kept.remove(&(r.blkno.get(), r.seq.get()))?;
+        content.downcast().ok().map(|content| *content)
     }
 }
 
@@ -162,7 +178,11 @@ impl Cow<'_> {
     pub(crate) fn content_mut<T: CowContent>(&mut self, r: &mut BlockRef) -> Result<&mut T> {
         let old = r.blkno.get();
         if !self.dirty.contains(MetaBlock(old)) {
-            let content = if old == 0 { T::empty() } else { T::load(&*self.store.read(r, T::KIND)?)? };
+            let content = match self.dirty.take_kept(r) {
+                Some(kept) => kept,
+                None if old == 0 => T::empty(),
+                None => T::load(&*self.store.read(r, T::KIND)?)?,
+            };
             let new = self.alloc_block()?;
             if old != 0
                 && let Err(e) = self.alloc.free(MetaBlock(old))

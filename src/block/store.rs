@@ -235,7 +235,7 @@ impl BlockStore {
     }
 
     /// Encodes one dirty block with header and crc.
-    fn encode(&self, r: BlockRef, content: &dyn super::DirtyContent) -> Arc<Block> {
+    fn encode(&self, r: BlockRef, content: &mut dyn super::DirtyContent) -> Arc<Block> {
         let mut buf = self.pool.get();
         content.encode(&mut buf);
         let head = BlockHeader {

@@ -23,7 +23,7 @@ impl DirtyContent for Plain {
         BlockKind::Bloom
     }
 
-    fn encode(&self, buf: &mut [u8; BLOCK_BYTES]) {
+    fn encode(&mut self, buf: &mut [u8; BLOCK_BYTES]) {
         buf[32..].fill(self.0);
     }
 }
@@ -301,6 +301,34 @@ fn copy_on_write() {
     cow.free_block(&new).unwrap();
     assert_eq!(set.len(), 1);
     assert_eq!(source.freed, [5, 10]);
+}
+
+#[test]
+fn what_a_small_transaction_wrote_is_at_hand_for_the_next_one() {
+    let store = store_on(MemDevice::new(200 << 16), 1 << 20);
+    let (mut set, mut source) = (DirtySet::new(), Source::default());
+    let mut write = |set: &mut DirtySet, count: usize| {
+        let mut refs = vec![r(0, 0); count];
+        let mut cow = Cow { store: &store, dirty: set, alloc: &mut source };
+        refs.iter_mut().for_each(|r| cow.content_mut::<Plain>(r).unwrap().0 = 8);
+        set.write_out(&store).unwrap();
+        refs
+    };
+    let few = write(&mut set, 2);
+    // Where nothing can be read.
+    let blind = store_on(MemDevice::new(200 << 16), 1 << 20);
+    let mut more = Source::default();
+    let mut take = |set: &mut DirtySet, r: &BlockRef| {
+        let mut cow = Cow { store: &blind, dirty: set, alloc: &mut more };
+        cow.content_mut::<Plain>(&mut r.clone()).map(|content| content.0)
+    };
+    assert!(take(&mut set, &r(few[0].blkno.get(), 1)).is_err(), "another version");
+    assert_eq!(take(&mut set, &few[0]).unwrap(), 8);
+    assert!(take(&mut set, &few[0]).is_err(), "its content belongs to the new block");
+    set.forget();
+    let many = write(&mut set, 100);
+    assert!(take(&mut set, &few[1]).is_err(), "only the last transaction is kept");
+    assert!(take(&mut set, &many[0]).is_err(), "too many to keep");
 }
 
 #[test]

@@ -149,7 +149,7 @@ fn merge_run<'i, I: Iterator<Item = LogItem<'i>>>(
     end: &Key,
     rules: &Rules,
 ) -> Result<Option<usize>> {
-    let old: Vec<Head> = leaf.heads().to_vec();
+    let old = leaf.take_heads();
     let mut out: Vec<Head> = Vec::with_capacity(old.len() + 64);
     let mut at = 0;
     let mut total = leaf.total();
@@ -160,7 +160,7 @@ fn merge_run<'i, I: Iterator<Item = LogItem<'i>>>(
             ended = Err(e);
             break;
         }
-        let run = old[at..].iter().take_while(|h| h.key < item.key).count();
+        let run = count_below(&old[at..], &item.key);
         out.extend_from_slice(&old[at..at + run]);
         at += run;
         let existing = old.get(at).filter(|h| h.key == item.key);
@@ -176,6 +176,7 @@ fn merge_run<'i, I: Iterator<Item = LogItem<'i>>>(
                     at += 1;
                 }
                 if let Outcome::Stored(h) = outcome {
+                    let h = existing.map_or(h, |old| h.instead_of(old));
                     total += item_bytes(h.value_len());
                     out.push(h);
                 }
@@ -190,6 +191,15 @@ fn merge_run<'i, I: Iterator<Item = LogItem<'i>>>(
     out.extend_from_slice(&old[at..]);
     leaf.replace_heads(out, total, dropped);
     ended
+}
+
+/// How many of the heads have smaller keys: next to nothing if they are few, whatever there is behind.
+fn count_below(heads: &[Head], key: &Key) -> usize {
+    let mut reach = 1;
+    while reach < heads.len() && heads[reach].key < *key {
+        reach *= 2;
+    }
+    heads[..(reach + 1).min(heads.len())].partition_point(|h| h.key < *key)
 }
 
 fn outcome(leaf: &mut Node, existing: Option<&Head>, item: &LogItem, total: usize, rules: &Rules) -> Result<Outcome> {

@@ -289,7 +289,7 @@ impl<'a> CleanNode<'a> {
 
 /// Writes everything behind the block header: items in key order, a balanced AVL tree, values packed against the end of
 /// their area in the same order, the hash table, zeros elsewhere.
-pub(super) fn encode(node: &Node, buf: &mut [u8; BLOCK_BYTES]) {
+pub(super) fn encode(node: &mut Node, buf: &mut [u8; BLOCK_BYTES]) {
     let nr = node.len();
     let end = value_end(node.level);
     let array_end = ITEMS_AT + nr * ITEM_BYTES;
@@ -323,11 +323,12 @@ pub(super) fn encode(node: &Node, buf: &mut [u8; BLOCK_BYTES]) {
     }
     link_balanced(items, 0, nr, 0);
     if node.level == 0 {
-        let mut table = [0u16; BUCKETS];
-        fill_table(items, &mut table);
-        for (bytes, entry) in values[HASH_AT - values_at..].chunks_exact_mut(2).zip(table) {
-            bytes.copy_from_slice(&entry.to_le_bytes());
+        let table = Table::of(node, items);
+        for (bytes, entry) in values[HASH_AT - values_at..].chunks_exact_mut(2).zip(&table.slots[..]) {
+            let at = if *entry == 0 { 0 } else { (ITEMS_AT + (*entry as usize - 1) * ITEM_BYTES) as u16 };
+            bytes.copy_from_slice(&at.to_le_bytes());
         }
+        node.encoded(table);
     }
 }
 
@@ -346,21 +347,61 @@ fn link_balanced(items: &mut [BtreeItem], from: usize, to: usize, parent: u16) -
     (own, height)
 }
 
-fn fill_table(items: &[BtreeItem], table: &mut [u16; BUCKETS]) {
-    let mut put = |slot: usize, home: usize| {
+/// The hash table of a leaf: linear probing from the bucket that a key hashes to.
+#[derive(Clone, Debug)]
+pub(super) struct Table {
+    /// Slots, counted from 1; 0 is none.
+    slots: Box<[u16; BUCKETS]>,
+    used: usize,
+}
+
+impl Table {
+    /// The table for what `node` holds, as `items`: the one of its last encoding with what has come since, if no key has gone. A
+    /// leaf is mostly written again with a few items more, and hashing all of them is most of the work.
+    fn of(node: &mut Node, items: &[BtreeItem]) -> Table {
+        let old = node.table.take();
+        if let Some(mut table) = old.and_then(|old| old.moved(node)) {
+            for (slot, h) in node.heads().iter().enumerate().filter(|(_, h)| h.slot() == 0) {
+                table.put(slot, leaf_hash_bucket(&items[slot].key));
+                debug_assert!(h.key == items[slot].key.to_key());
+            }
+            return table;
+        }
+        let mut table = Table { slots: Box::new([0; BUCKETS]), used: 0 };
+        let (eights, rest) = items.as_chunks::<8>();
+        for (nr, eight) in eights.iter().enumerate() {
+            let homes = leaf_hash_buckets(eight.each_ref().map(|item| &item.key));
+            homes.into_iter().enumerate().for_each(|(i, home)| table.put(8 * nr + i, home));
+        }
+        for (i, item) in rest.iter().enumerate() {
+            table.put(items.len() - rest.len() + i, leaf_hash_bucket(&item.key));
+        }
+        table
+    }
+
+    /// With the slots that its keys have now. `None` if a key has gone: others may have been put behind it.
+    fn moved(mut self, node: &Node) -> Option<Table> {
+        const SLOTS: usize = 2048;
+        let mut now = [0u16; SLOTS];
+        let mut left = 0;
+        for (slot, h) in node.heads().iter().enumerate().filter(|(_, h)| h.slot() != 0) {
+            now[h.slot() % SLOTS] = slot as u16 + 1;
+            left += 1;
+        }
+        if left != self.used {
+            return None;
+        }
+        self.slots.iter_mut().for_each(|slot| *slot = now[*slot as usize % SLOTS]);
+        Some(self)
+    }
+
+    fn put(&mut self, slot: usize, home: usize) {
         let mut bucket = home;
-        while table[bucket] != 0 {
+        while self.slots[bucket] != 0 {
             bucket = if bucket + 1 == BUCKETS { 0 } else { bucket + 1 };
         }
-        table[bucket] = (ITEMS_AT + slot * ITEM_BYTES) as u16;
-    };
-    let (eights, rest) = items.as_chunks::<8>();
-    for (nr, eight) in eights.iter().enumerate() {
-        let homes = leaf_hash_buckets(eight.each_ref().map(|item| &item.key));
-        homes.into_iter().enumerate().for_each(|(i, home)| put(8 * nr + i, home));
-    }
-    for (i, item) in rest.iter().enumerate() {
-        put(items.len() - rest.len() + i, leaf_hash_bucket(&item.key));
+        self.slots[bucket] = slot as u16 + 1;
+        self.used += 1;
     }
 }
 

@@ -5,14 +5,15 @@
 //!
 //! 1. Heads ascend strictly by key.
 //! 2. `total` is the `total_item_bytes` of the encoded block, and never exceeds [`Node::capacity`].
-//! 3. `dead` counts arena bytes that no head refers to; the arena is repacked before they matter.
+//! 3. A slot other than 0 of a head is that of its key in `table`; heads that come from other nodes have none.
+//! 4. `dead` counts arena bytes that no head refers to; the arena is repacked before they matter.
 
 use crate::block::{BLOCK_BYTES, Block, BlockKind, CowContent, DirtyContent};
 use crate::error::{Error, Result};
 use crate::format::Key;
 use crate::format::layout::BlockRef;
 
-use super::image::{self, View};
+use super::image::{self, Table, View};
 
 /// Bytes of an encoded item without its value.
 pub(super) const ITEM_BYTES: usize = 56;
@@ -45,12 +46,17 @@ pub(super) fn value_end(level: u8) -> usize {
     if level == 0 { HASH_AT } else { BLOCK_BYTES }
 }
 
+/// Bits of [`Head::place`] for the arena offset. An arena has at most the values of a block, as many dead ones, and as many that
+/// are just being added.
+const OFF_BITS: u32 = 20;
+
 /// One item without its value.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Head {
     pub(super) key: Key,
     pub(super) seq: u64,
-    off: u32,
+    /// Offset in the arena, and above it the slot of the item in the block that was encoded last.
+    place: u32,
     len: u16,
     pub(super) flags: u8,
 }
@@ -58,6 +64,31 @@ pub(super) struct Head {
 impl Head {
     pub(super) fn value_len(&self) -> usize {
         self.len as usize
+    }
+
+    fn off(&self) -> usize {
+        (self.place & ((1 << OFF_BITS) - 1)) as usize
+    }
+
+    fn set_off(&mut self, off: usize) {
+        debug_assert!(off < 1 << OFF_BITS);
+        self.place = self.place >> OFF_BITS << OFF_BITS | off as u32;
+    }
+
+    /// Slot of the key, counted from 1, when this node was encoded last; 0 if it was not there.
+    pub(super) fn slot(&self) -> usize {
+        (self.place >> OFF_BITS) as usize
+    }
+
+    fn set_slot(&mut self, slot: usize) {
+        self.place = (slot << OFF_BITS) as u32 | self.off() as u32;
+    }
+
+    /// The head takes the place of another one with the same key.
+    pub(super) fn instead_of(mut self, other: &Head) -> Head {
+        debug_assert!(self.key == other.key);
+        self.set_slot(other.slot());
+        self
     }
 }
 
@@ -71,6 +102,8 @@ pub(crate) struct Node {
     total: usize,
     /// Rank that continues the latest insertion, to recognise ascending runs; meaningless numbers do no harm.
     run: usize,
+    /// Hash table of the leaf as it was encoded last.
+    pub(super) table: Option<Table>,
 }
 
 impl Node {
@@ -115,7 +148,7 @@ impl Node {
     }
 
     pub(super) fn value_of(&self, h: &Head) -> &[u8] {
-        &self.arena[h.off as usize..h.off as usize + h.len as usize]
+        &self.arena[h.off()..h.off() + h.len as usize]
     }
 
     /// Rank of the key, or where it would be.
@@ -129,28 +162,30 @@ impl Node {
     }
 
     pub(super) fn set_child(&mut self, rank: usize, child: &BlockRef) {
-        let at = self.heads[rank].off as usize;
+        let at = self.heads[rank].off();
         self.arena[at..at + REF_BYTES].copy_from_slice(zerocopy::IntoBytes::as_bytes(child));
     }
 
     pub(super) fn set_key(&mut self, rank: usize, key: Key) {
         self.heads[rank].key = key;
+        self.heads[rank].set_slot(0);
     }
 
     pub(super) fn insert_child(&mut self, rank: usize, key: Key, child: &BlockRef) {
         self.insert(rank, key, 0, 0, zerocopy::IntoBytes::as_bytes(child));
     }
 
-    fn push_value(&mut self, value: &[u8]) -> u32 {
-        let off = self.arena.len() as u32;
+    fn push_value(&mut self, value: &[u8]) -> usize {
+        let off = self.arena.len();
         self.arena.extend_from_slice(value);
         off
     }
 
     /// A head whose value is stored in the arena but which is not in the node yet.
     pub(super) fn make(&mut self, key: Key, seq: u64, flags: u8, value: &[u8]) -> Head {
-        let off = self.push_value(value);
-        Head { key, seq, off, len: value.len() as u16, flags }
+        let place = self.push_value(value) as u32;
+        debug_assert!(place < 1 << OFF_BITS);
+        Head { key, seq, place, len: value.len() as u16, flags }
     }
 
     pub(super) fn insert(&mut self, rank: usize, key: Key, seq: u64, flags: u8, value: &[u8]) {
@@ -183,8 +218,8 @@ impl Node {
     fn repack(&mut self) {
         let mut arena = Vec::with_capacity(self.arena.len() - self.dead);
         for h in &mut self.heads {
-            let at = h.off as usize;
-            h.off = arena.len() as u32;
+            let at = h.off();
+            h.set_off(arena.len());
             arena.extend_from_slice(&self.arena[at..at + h.len as usize]);
         }
         self.arena = arena;
@@ -201,14 +236,14 @@ impl Node {
         self.total = self.total - item_bytes(h.value_len()) + item_bytes(value.len());
         debug_assert!(self.total <= self.capacity());
         if value.len() <= h.value_len() {
-            let at = h.off as usize;
+            let at = h.off();
             self.arena[at..at + value.len()].copy_from_slice(value);
             self.dead += h.value_len() - value.len();
             h.len = value.len() as u16;
             self.heads[rank] = h;
         } else {
             let old = h;
-            h.off = self.push_value(value);
+            h.set_off(self.push_value(value));
             h.len = value.len() as u16;
             self.heads[rank] = h;
             self.drop_value(&old);
@@ -230,6 +265,17 @@ impl Node {
 
     pub(super) fn heads(&self) -> &[Head] {
         &self.heads
+    }
+
+    /// Takes the heads out, to be given back by [`replace_heads`](Self::replace_heads).
+    pub(super) fn take_heads(&mut self) -> Vec<Head> {
+        std::mem::take(&mut self.heads)
+    }
+
+    /// The node was encoded, with this hash table.
+    pub(super) fn encoded(&mut self, table: Table) {
+        self.heads.iter_mut().enumerate().for_each(|(slot, h)| h.set_slot(slot + 1));
+        self.table = Some(table);
     }
 
     /// Where to cut a full block whose next item goes to `rank`: the rank of the first item that stays, and whether new items
@@ -274,9 +320,9 @@ impl Node {
         let mut out = Node { level: self.level, ..Node::default() };
         out.heads.reserve(to - from);
         for h in self.heads.drain(from..to) {
-            let off = out.arena.len() as u32;
-            out.arena.extend_from_slice(&self.arena[h.off as usize..h.off as usize + h.len as usize]);
-            out.heads.push(Head { off, ..h });
+            let place = out.arena.len() as u32;
+            out.arena.extend_from_slice(&self.arena[h.off()..h.off() + h.len as usize]);
+            out.heads.push(Head { place, ..h });
             out.total += item_bytes(h.value_len());
             self.total -= item_bytes(h.value_len());
             self.dead += h.value_len();
@@ -315,7 +361,7 @@ impl Node {
         let at = if sibling_is_left { 0 } else { self.len() };
         let base = self.arena.len() as u32;
         self.arena.extend_from_slice(&moved.arena);
-        self.heads.splice(at..at, moved.heads.into_iter().map(|h| Head { off: base + h.off, ..h }));
+        self.heads.splice(at..at, moved.heads.into_iter().map(|h| Head { place: base + h.place, ..h }));
         self.total += moved.total;
         self.run = 0;
         debug_assert!(self.total <= self.capacity());
@@ -327,7 +373,7 @@ impl DirtyContent for Node {
         BlockKind::Btree
     }
 
-    fn encode(&self, buf: &mut [u8; BLOCK_BYTES]) {
+    fn encode(&mut self, buf: &mut [u8; BLOCK_BYTES]) {
         image::encode(self, buf);
     }
 }

@@ -39,7 +39,7 @@ impl DirtyContent for BloomContent {
         BlockKind::Bloom
     }
 
-    fn encode(&self, buf: &mut [u8; BLOCK_BYTES]) {
+    fn encode(&mut self, buf: &mut [u8; BLOCK_BYTES]) {
         buf[HEADER_BYTES..BLOOM_HEAD_BYTES].copy_from_slice(&self.total_set.to_le_bytes());
         buf[BLOOM_HEAD_BYTES..].copy_from_slice(&self.bits);
     }

@@ -23,7 +23,7 @@ impl DirtyContent for Data {
     fn kind(&self) -> BlockKind {
         BlockKind::SrchBlock
     }
-    fn encode(&self, buf: &mut [u8; BLOCK_BYTES]) {
+    fn encode(&mut self, buf: &mut [u8; BLOCK_BYTES]) {
         self.0.encode(buf);
     }
 }
@@ -45,7 +45,7 @@ impl DirtyContent for Parent {
     fn kind(&self) -> BlockKind {
         BlockKind::SrchParent
     }
-    fn encode(&self, buf: &mut [u8; BLOCK_BYTES]) {
+    fn encode(&mut self, buf: &mut [u8; BLOCK_BYTES]) {
         let end = HEADER_BYTES + self.0.len() * REF_BYTES;
         buf[HEADER_BYTES..end].copy_from_slice(self.0.as_bytes());
         buf[end..].fill(0);

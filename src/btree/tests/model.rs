@@ -23,7 +23,10 @@ enum Op {
         count: u64,
         len: usize,
     },
-    Reopen,
+    /// Everything is written, and the next transaction goes on: without what this one had in memory, or with it.
+    Reopen {
+        afresh: bool,
+    },
     /// The n-th allocation or free from now fails; the operation after it may fail.
     NoSpace(u64),
 }
@@ -41,7 +44,7 @@ fn ops(ids: u64) -> impl Strategy<Value = Op> {
         1 => id.clone().prop_map(Op::Rebalance),
         6 => (id, 1..5u64, 1..400u64, len)
             .prop_map(|(first, step, count, len)| Op::List { first, step, count, len }),
-        2 => Just(Op::Reopen),
+        4 => any::<bool>().prop_map(|afresh| Op::Reopen { afresh }),
         1 => (0..30u64).prop_map(Op::NoSpace),
     ]
 }
@@ -65,7 +68,12 @@ impl Run {
     fn step(&mut self, op: &Op) {
         self.salt += 1;
         match *op {
-            Op::Reopen => self.bed.reopen(),
+            Op::Reopen { afresh } => {
+                self.bed.reopen();
+                if afresh {
+                    self.bed.dirty = DirtySet::new();
+                }
+            }
             Op::NoSpace(n) => self.bed.source.fail_in = Some(n),
             Op::List { first, step, count, len } => self.list(first, step, count, len),
             Op::DeleteRange(first, count) => (first..first + count).for_each(|id| self.single(&Op::Delete(id))),

@@ -69,7 +69,7 @@ fn check_image(block: &Block, dump: &Value, items: Vec<(Key, Stored)>) {
         })
         .collect();
     assert_eq!(ours, items);
-    let node = Node::load(block).unwrap();
+    let mut node = Node::load(block).unwrap();
     let mut again = *block.bytes();
     node.encode(&mut again);
     crate::format::seal_block(&mut again);

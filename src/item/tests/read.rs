@@ -61,7 +61,7 @@ fn bloom_bits_are_those_of_the_original() {
         let mut content = <bloom::BloomContent as crate::block::CowContent>::empty();
         content.set(&key);
         let mut block = Box::new([0u8; 65536]);
-        crate::block::DirtyContent::encode(&content, &mut block);
+        crate::block::DirtyContent::encode(&mut content, &mut block);
         assert_eq!(num(&Json::from(block[32])), 3);
         for (at, mask) in offsets.iter().zip(&masks) {
             assert_ne!(block[*at as usize] & *mask as u8, 0, "{}", case["what"]);

@@ -114,7 +114,11 @@ fn servers_that_share_the_names_refuse_what_one_would() {
         let (found, now) = report(locks);
         assert!(found.unwrap_err().is(errno) && now == 2, "{why}");
     };
-    refused(&[held(a + 1, 0)], Errno::EINVAL, "before what was asked for, at a server that has only heard of an earlier one");
+    refused(
+        &[held(a + 1, 0)],
+        Errno::EINVAL,
+        "before what was asked for, at a server that has only heard of an earlier one",
+    );
     refused(&[held(b + 1, 0), held(b + 1, 0)], Errno::EINVAL, "twice");
     assert_eq!(report(&[]).0.unwrap().next, None);
     assert_eq!(report(&[held(a + 1, 0)]).1, 3, "a new report begins at the first key");
