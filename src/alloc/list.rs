@@ -78,8 +78,8 @@ impl DirtyContent for ListBlock {
         buf[48..52].copy_from_slice(&0u32.to_le_bytes());
         buf[52..56].copy_from_slice(&(self.blknos.len() as u32).to_le_bytes());
         let (used, rest) = buf[HEAD_BYTES..].split_at_mut(8 * self.blknos.len());
-        for (slot, blkno) in used.chunks_exact_mut(8).zip(&self.blknos) {
-            slot.copy_from_slice(&blkno.to_le_bytes());
+        for (slot, blkno) in used.as_chunks_mut().0.iter_mut().zip(self.blknos.make_contiguous()) {
+            *slot = blkno.to_le_bytes();
         }
         rest.fill(0);
     }
