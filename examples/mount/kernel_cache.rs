@@ -30,7 +30,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
-use scoutfs::{FrontEnd, Ino, InodeGroup, Loans, Result, Volume};
+use scoutfs::{Error, FrontEnd, Ino, InodeGroup, Loans, Result, Volume};
 
 use crate::mapped::Mapped;
 
@@ -168,6 +168,10 @@ impl KernelCache {
     }
 }
 
+fn group_of(number: u64) -> InodeGroup {
+    InodeGroup::of(Ino(number * InodeGroup::INODES))
+}
+
 /// The bit of an inode in the notes of its group.
 fn place(ino: Ino) -> (usize, u64) {
     let nr = ino.0 % InodeGroup::INODES;
@@ -197,5 +201,15 @@ impl FrontEnd for KernelCache {
         for ino in self.mapped.recalled(group, loans) {
             self.drop_pages(ino);
         }
+    }
+
+    /// The kernel forgets everything. Pages that were stored into cannot be written any more: `msync` says so.
+    fn ended(&self, _why: &Error) {
+        self.losses.fetch_add(1, Ordering::SeqCst);
+        for shard in &self.shards {
+            let groups: Vec<u64> = shard.lock().expect("not poisoned").keys().copied().collect();
+            groups.into_iter().for_each(|number| self.invalidate(group_of(number)));
+        }
+        self.mapped.groups().into_iter().for_each(|number| self.recall(group_of(number), Loans::All));
     }
 }

@@ -126,6 +126,11 @@ impl Mapped {
         self.change(ino, |f| f.writers -= 1);
     }
 
+    /// Numbers of the groups of which there are notes.
+    pub(crate) fn groups(&self) -> Vec<u64> {
+        self.shards.iter().flat_map(|s| s.lock().expect("not poisoned").keys().copied().collect::<Vec<_>>()).collect()
+    }
+
     /// The files of a group of which the kernel has pages that are meant. Who asks takes them back.
     pub(crate) fn recalled(&self, group: InodeGroup, loans: Loans) -> Vec<Ino> {
         let mut shard = self.shard(group.number()).lock().expect("not poisoned");

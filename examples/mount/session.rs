@@ -1,18 +1,41 @@
 //! A volume shown at a directory through FUSE, until it is unmounted or a signal comes.
 
 use std::os::fd::AsFd;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
-use fuser::{Config, MountOption, Session, SessionACL};
-use scoutfs::Volume;
+use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
+use rustix::mount::UnmountFlags;
+use scoutfs::{Error, FrontEnd, InodeGroup, Volume};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::kernel_cache::KernelCache;
 use crate::options::FrontOptions;
 use crate::requests::Requests;
+
+/// Takes a mount away that has ended by itself: a directory that only gives errors would look like a mount to whoever
+/// watches over it, and programs would go on with what they have mapped.
+struct Ended {
+    dir: PathBuf,
+    unmounter: Mutex<SessionUnmounter>,
+}
+
+impl FrontEnd for Ended {
+    fn invalidate(&self, _group: InodeGroup) {}
+
+    fn ended(&self, why: &Error) {
+        eprintln!("{}: the mount has ended: {why}", self.dir.display());
+        // By force: whoever waits for an answer gets an error. Only root may.
+        let force = UnmountFlags::FORCE | UnmountFlags::DETACH;
+        if rustix::mount::unmount(&self.dir, force).is_err()
+            && let Err(e) = self.unmounter.lock().expect("not poisoned").unmount()
+        {
+            eprintln!("cannot unmount: {e}");
+        }
+    }
+}
 
 /// Signals that end a mount in order. They are caught from here on, so that none can end the process half way through
 /// opening.
@@ -55,6 +78,8 @@ pub(crate) fn serve(
         cache.connect(session.notifier(), session.as_fd().try_clone_to_owned()?);
         volume.add_front_end(cache);
     }
+    let unmounter = Mutex::new(session.unmount_callable());
+    volume.add_front_end(Arc::new(Ended { dir: dir.to_owned(), unmounter }));
     let mut unmounter = session.unmount_callable();
     let ending = Arc::new(AtomicBool::new(false));
     let handle = signals.handle();

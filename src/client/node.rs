@@ -24,7 +24,7 @@ use crate::lock::{Lock, LockClient, LockClientConfig, LockName, Mode, Revoke};
 use crate::net::Command;
 use crate::options::VolumeOptions;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Arc, Mutex, OnceLock, RwLock};
+use crate::sync::{Arc, Mutex, OnceLock, RwLock, thread};
 use crate::txn::{CommitHook, Hold, HoldKind, Txn, TxnConfig};
 
 /// Somebody who caches what a lock covers, other than items: inodes, names, pages.
@@ -36,6 +36,10 @@ pub(crate) trait CacheListener: Send + Sync {
     /// The mode of the lock `name` is about to go down: give back what was lent under it ([`crate::lock::Loan`]) and `to`
     /// does not cover. May wait for calls that use the lock for that, and for commits. By default nothing was lent.
     fn recall(&self, _name: LockName, _from: Mode, _to: Mode) {}
+
+    /// The mount has ended by itself: nothing is covered by locks any more. Called on a thread of its own, when everything
+    /// that waited has failed.
+    fn ended(&self, _why: &Error) {}
 }
 
 /// What a [`Node`] is made of.
@@ -69,6 +73,8 @@ pub(crate) struct Node {
     down: AtomicBool,
     /// Why the mount was forced down, unless its owner did it.
     ended: OnceLock<Error>,
+    /// Tells the listeners so.
+    teller: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
 /// The locks on sequence index items that an operation needs, and the transaction that they belong to. The hold goes first.
@@ -129,6 +135,7 @@ impl Node {
             background: Mutex::new(None),
             down: AtomicBool::new(false),
             ended: OnceLock::new(),
+            teller: Mutex::new(None),
         });
         let weak = Arc::downgrade(&node);
         node.inbox.on_evicted(Box::new(move |why| {
@@ -274,6 +281,7 @@ impl Node {
         let left = self.link.farewell();
         self.link.close();
         self.locks.close();
+        self.all_told();
         committed.and(left)
     }
 
@@ -289,11 +297,28 @@ impl Node {
 
     /// Forced unmount by the mount itself, for a reason that everybody gets to know.
     pub(crate) fn end(&self, why: Error) {
-        if !self.is_down() {
+        let first = !self.is_down() && self.ended.set(why.clone()).is_ok();
+        if first {
             tracing::error!(%why, "the mount ends");
-            let _ = self.ended.set(why);
         }
         self.force_down();
+        if first {
+            // They may take their time, and whoever has found the reason must not wait for them.
+            let listeners = self.revoker.listeners.read().clone();
+            let tell = move || listeners.iter().for_each(|listener| listener.ended(&why));
+            match thread::Builder::new().name("scoutfs-ended".into()).spawn(tell) {
+                Ok(teller) => *self.teller.lock() = Some(teller),
+                Err(error) => tracing::error!(%error, "nobody can be told that the mount has ended"),
+            }
+        }
+    }
+
+    /// Waits until all listeners have been told that the mount has ended, if it has.
+    fn all_told(&self) {
+        let teller = self.teller.lock().take();
+        if let Some(teller) = teller.filter(|t| t.thread().id() != thread::current().id()) {
+            let _ = teller.join();
+        }
     }
 
     /// Why the mount has ended by itself.
@@ -316,6 +341,7 @@ impl Node {
         self.stop_background();
         self.link.close();
         self.locks.close();
+        self.all_told();
     }
 }
 

@@ -3,7 +3,7 @@
 use super::Volume;
 use super::mount::Mounted;
 use crate::client::CacheListener;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::Ino;
 use crate::lock::{LOCK_GROUP, LockName, Mode};
 use crate::namespace::Caller;
@@ -105,6 +105,14 @@ pub trait FrontEnd: Send + Sync {
     /// May wait for calls of [`Volume::lend`] and [`Volume::give_back`] of this group as far as they are meant here, and
     /// for nobody who may wait for another call of the [`Volume`].
     fn recall(&self, _group: InodeGroup, _loans: Loans) {}
+
+    /// The mount has ended by itself ([`Volume::ended`]): the cluster has given it up, or a device does not keep what is
+    /// written. Other nodes may change everything that is cached or was lent, and what was stored into it is lost. Every
+    /// call of the [`Volume`] fails with this reason from now on; what is left is to drop all that is cached, to tell those
+    /// who use it, and to drop the volume.
+    ///
+    /// Called once at most, on a thread that does nothing else; before [`Volume::close`] returns, and not because of it.
+    fn ended(&self, _why: &Error) {}
 }
 
 impl Volume {
@@ -156,6 +164,10 @@ impl CacheListener for Listener {
             _ => Loans::ReadOnly,
         };
         self.0.recall(InodeGroup(number), loans);
+    }
+
+    fn ended(&self, why: &Error) {
+        self.0.ended(why);
     }
 }
 
