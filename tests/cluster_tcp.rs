@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use scoutfs::device::BlockDevice;
-use scoutfs::namespace::Caller;
+use scoutfs::namespace::{Access, Caller};
 use scoutfs::{Errno, Ino, Result, Volume};
 
 use cluster::{Cluster, create, eventually, exists, leads};
@@ -71,6 +71,49 @@ fn leadership_moves_when_the_leader_leaves() {
             scope.spawn(move || member.close().unwrap());
         }
     });
+    cluster.check();
+}
+
+/// The server forgets who has what open when it crashes. The next one asks: what another node has open is not deleted by the one that
+/// has unlinked it, nor as an orphan, until it is closed.
+#[test]
+fn an_open_file_outlives_the_server_that_knew_of_it() {
+    let cluster = Cluster::new(1);
+    let leader = cluster.mount(Some(0));
+    let (user, other) = (cluster.mount(None), cluster.mount(None));
+    let root = Caller::root();
+    let files: Vec<Ino> = (0..2)
+        .map(|n| {
+            let file = user.create(&root, Ino::ROOT, format!("file {n}").as_bytes(), 0o644).unwrap().ino;
+            user.write(&root, file, 0, b"content").unwrap();
+            file
+        })
+        .collect();
+    user.sync().unwrap();
+    let opens: Vec<_> = files.iter().map(|file| user.open_inode(&root, *file, Access::READ).unwrap()).collect();
+    // One is unlinked while the old server knows who has it open, the other when there is a new one.
+    other.unlink(&root, Ino::ROOT, b"file 0").unwrap();
+    other.sync().unwrap();
+    drop(leader);
+    let leader = cluster.mount(Some(0));
+    eventually("the user is with the new server", || user.cluster_status().greetings >= 2);
+    other.unlink(&root, Ino::ROOT, b"file 1").unwrap();
+    other.sync().unwrap();
+    let readable = |file: &Ino| {
+        let mut content = [0; 7];
+        user.read(*file, 0, &mut content).is_ok_and(|n| n == 7 && &content == b"content")
+    };
+    assert!(files.iter().all(readable), "open, and deleted");
+    // Neither a scan for orphans nor the last close of somebody else deletes them.
+    drop(other.open_inode(&root, files[0], Access::READ));
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(files.iter().all(readable), "open, and deleted by others");
+    drop(opens);
+    let gone = |file: &Ino| leader.getattr(*file).is_err_and(|e| e.is(Errno::ESTALE));
+    eventually("the last one to close them to delete them", || files.iter().all(gone));
+    for volume in [user, other, leader] {
+        volume.close().unwrap();
+    }
     cluster.check();
 }
 

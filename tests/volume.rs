@@ -5,7 +5,7 @@ use std::sync::Arc;
 use scoutfs::device::{BlockDevice, MemDevice};
 use scoutfs::namespace::{Caller, RenameFlags, XattrFlags};
 use scoutfs::offline::{MkfsOptions, mkfs};
-use scoutfs::{Errno, Ino, Volume, VolumeOptions};
+use scoutfs::{Errno, FrontEnd, Ino, InodeGroup, Volume, VolumeOptions};
 
 fn devices(meta_mib: u64, data_mib: u64) -> (Arc<MemDevice>, Arc<MemDevice>) {
     let (meta, data) = (MemDevice::new(meta_mib << 20), MemDevice::new(data_mib << 20));
@@ -69,6 +69,45 @@ fn a_dead_device_ends_in_errors_not_in_waiting() {
         faulty.heal();
         open(&faulty).unwrap().close().unwrap();
     }
+}
+
+/// What a front end has heard of the end of its mount.
+#[derive(Default)]
+struct Listener(std::sync::Mutex<Vec<String>>);
+
+impl FrontEnd for Listener {
+    fn invalidate(&self, _group: InodeGroup) {}
+
+    fn ended(&self, why: &scoutfs::Error) {
+        self.0.lock().unwrap().push(why.to_string());
+    }
+}
+
+#[test]
+fn front_ends_are_told_that_a_mount_has_ended_by_itself() {
+    use scoutfs::device::{Fault, FaultDevice, FaultOps};
+    let (meta, data) = devices(64, 64);
+    let faulty = FaultDevice::new(meta.clone());
+    let heard = Arc::new(Listener::default());
+    let open = || {
+        let (meta, data): (Arc<dyn BlockDevice>, Arc<dyn BlockDevice>) = (faulty.clone(), data.clone());
+        let volume = Volume::open(meta, data, VolumeOptions::member(0)).unwrap();
+        volume.add_front_end(heard.clone());
+        volume
+    };
+    open().close().unwrap();
+    drop(open());
+    assert!(heard.0.lock().unwrap().is_empty(), "the owner has ended it");
+
+    let volume = open();
+    volume.create(&Caller::root(), Ino::ROOT, b"file", 0o644).unwrap();
+    faulty.fail_nth(FaultOps::FLUSHES, 0, Fault::Once);
+    assert!(volume.sync().is_err());
+    faulty.heal();
+    let reason = volume.close().unwrap_err().to_string();
+    // All have been told when `close` has returned, whether or not it was fast enough to find the end before the watch.
+    let heard = heard.0.lock().unwrap();
+    assert!(heard.len() == 1 && heard[0] == reason && reason.contains("a flush has failed"), "{heard:?}, {reason}");
 }
 
 /// A small file that is created, written and synced costs two flushes of the metadata device, one after the other, and one of
