@@ -20,6 +20,7 @@
 //! of the server's disk.
 
 mod address;
+mod connect;
 mod link;
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,8 @@ use std::time::Duration;
 use super::{BlockDevice, Error, Result, SECTOR_BYTES, check_bounds, device_error};
 use crate::sync::{Arc, thread};
 pub(crate) use address::is_url;
-use link::{FLUSH, Link, Terms, Wish};
+use connect::Terms;
+use link::{FLUSH, Link, Wish};
 use wire::{CMD_FLAG_FUA, Command};
 
 /// Longest single request; longer ones are split, so that several are under way.
