@@ -107,7 +107,7 @@ impl Tree {
 pub struct Leaf(Node);
 
 impl Leaf {
-    pub fn encode(&self, buf: &mut [u8; 65536]) {
+    pub fn encode(&mut self, buf: &mut [u8; 65536]) {
         self.0.encode(buf);
     }
 }

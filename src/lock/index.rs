@@ -128,7 +128,7 @@ mod tests {
         fn behaves_as_a_set(ops in prop::collection::vec((any::<bool>(), 0..200u64, any::<bool>()), 0..400)) {
             let (mut names, mut model) = (Names::default(), std::collections::BTreeSet::new());
             for (insert, n, far) in ops {
-                let name = LockName::inode(Ino(n * 1024 << (20 * u32::from(far))));
+                let name = LockName::inode(Ino((n * 1024) << (20 * u32::from(far))));
                 if insert {
                     names.insert(name);
                     model.insert(name);

@@ -117,15 +117,21 @@ fn defect_18_a_compaction_whose_answer_was_lost_is_handed_out_again() {
     assert_eq!(none.nr, 0, "only once in the life of a server");
 }
 
-/// The answer of a commit was lost, and its server too: the mount asks again, and is told that there is no such work any more.
-#[test]
-fn a_compaction_that_is_committed_twice_counts_once() {
-    let mut server = server();
-    four_logs(&mut server);
+/// Mount 1 compacts four logs; what it has told the server.
+fn done_compaction(server: &mut TestServer) -> SrchCompact {
+    four_logs(server);
     let mut c: SrchCompact = server.call_for(1, Command::SrchGetCompact, &[]).unwrap();
     c.flags |= SRCH_COMPACT_DONE;
     c.output = file(900, 30);
     server.call(1, Command::SrchCommitCompact, c.as_bytes()).unwrap();
+    c
+}
+
+/// The answer of a commit was lost, and its server too: the mount asks again, and is told that there is no such work any more.
+#[test]
+fn a_compaction_that_is_committed_twice_counts_once() {
+    let mut server = server();
+    let c = done_compaction(&mut server);
     let after = (items(&server), server.core.trees.sums);
     server.core.handed_compactions.clear(); // The memory of another server.
     assert_eq!(errno(server.call(1, Command::SrchCommitCompact, c.as_bytes())), Errno::ENOENT);
@@ -135,11 +141,7 @@ fn a_compaction_that_is_committed_twice_counts_once() {
 #[test]
 fn defect_73_what_a_leaving_mount_wrote_or_freed_is_continued() {
     let mut server = server();
-    four_logs(&mut server);
-    let mut c: SrchCompact = server.call_for(1, Command::SrchGetCompact, &[]).unwrap();
-    c.flags |= SRCH_COMPACT_DONE;
-    c.output = file(900, 30);
-    server.call(1, Command::SrchCommitCompact, c.as_bytes()).unwrap();
+    done_compaction(&mut server);
     let deleting: SrchCompact = server.call_for(2, Command::SrchGetCompact, &[]).unwrap();
     assert_eq!(deleting.flags, SRCH_COMPACT_DELETE);
     server.call(2, Command::Farewell, &[]).unwrap();
