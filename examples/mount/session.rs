@@ -80,6 +80,9 @@ pub(crate) fn serve(
     }
     let unmounter = Mutex::new(session.unmount_callable());
     volume.add_front_end(Arc::new(Ended { dir: dir.to_owned(), unmounter }));
+    if let Some(why) = volume.ended() {
+        return Err(why.into());
+    }
     let mut unmounter = session.unmount_callable();
     let ending = Arc::new(AtomicBool::new(false));
     let handle = signals.handle();

@@ -218,6 +218,9 @@ pub(crate) fn recovered(
     locks: &[NetLock],
     seq_now: u64,
 ) -> Result<Recovered> {
+    if locks.len() > RECOVER_MAX {
+        return fail(Errno::EINVAL);
+    }
     let mut last = servers.iter().filter_map(|s| s.clients.get(&rid)?.cursor).max();
     let mut parts = vec![Vec::new(); servers.len()];
     for l in locks {

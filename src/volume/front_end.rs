@@ -117,7 +117,8 @@ pub trait FrontEnd: Send + Sync {
 
 impl Volume {
     /// Registers a front end that caches; before it asks for anything. It stays until the volume is gone, and is called until
-    /// [`Volume::close`] returns, so it must not keep the volume alive itself.
+    /// [`Volume::close`] returns, so it must not keep the volume alive itself. Whether the mount has [ended](Volume::ended)
+    /// already has to be asked.
     pub fn add_front_end(&self, front_end: Arc<dyn FrontEnd>) {
         self.mounted.node.add_listener(Arc::new(Listener(front_end)));
     }

@@ -106,7 +106,7 @@ fn servers_that_share_the_names_refuse_what_one_would() {
     };
     refused(&[held(b, 0), held(a, 0)], Errno::EINVAL, 0, "not rising");
     refused(&[held(a, 0), held(b, (1 << 48) + 11)], Errno::EINVAL, 0, "sequence far ahead");
-    refused(&vec![held(a, 0); 23], Errno::EINVAL, 0, "too many");
+    refused(&(0..23).map(|i| held(a + 64 * i, 0)).collect::<Vec<_>>(), Errno::EINVAL, 0, "too many");
     let (found, now) = report(&[held(a, 30), held(b, 40)]);
     assert_eq!(found.unwrap(), Recovered { next: Some(group(b).start().next()), max_write_seq: 40 });
     assert_eq!(now, 2);
