@@ -19,7 +19,8 @@ use crate::requests::Requests;
 /// watches over it, and programs would go on with what they have mapped.
 struct Ended {
     dir: PathBuf,
-    unmounter: Mutex<SessionUnmounter>,
+    /// `None` once it is not mounted any more: there may be something else.
+    mounted: Mutex<Option<SessionUnmounter>>,
 }
 
 impl FrontEnd for Ended {
@@ -29,8 +30,9 @@ impl FrontEnd for Ended {
         eprintln!("{}: the mount has ended: {why}", self.dir.display());
         // By force: whoever waits for an answer gets an error. Only root may.
         let force = UnmountFlags::FORCE | UnmountFlags::DETACH;
-        if rustix::mount::unmount(&self.dir, force).is_err()
-            && let Err(e) = self.unmounter.lock().expect("not poisoned").unmount()
+        if let Some(mut mounted) = self.mounted.lock().expect("not poisoned").take()
+            && rustix::mount::unmount(&self.dir, force).is_err()
+            && let Err(e) = mounted.unmount()
         {
             eprintln!("cannot unmount: {e}");
         }
@@ -78,8 +80,8 @@ pub(crate) fn serve(
         cache.connect(session.notifier(), session.as_fd().try_clone_to_owned()?);
         volume.add_front_end(cache);
     }
-    let unmounter = Mutex::new(session.unmount_callable());
-    volume.add_front_end(Arc::new(Ended { dir: dir.to_owned(), unmounter }));
+    let ended = Arc::new(Ended { dir: dir.to_owned(), mounted: Mutex::new(Some(session.unmount_callable())) });
+    volume.add_front_end(ended.clone());
     if let Some(why) = volume.ended() {
         return Err(why.into());
     }
@@ -100,6 +102,7 @@ pub(crate) fn serve(
     ready();
     println!("mounted {}", dir.display());
     let served = session.run();
+    ended.mounted.lock().expect("not poisoned").take();
     handle.close();
     let _ = watcher.join();
     match served {
