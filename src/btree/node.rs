@@ -177,6 +177,7 @@ impl Node {
 
     fn push_value(&mut self, value: &[u8]) -> usize {
         let off = self.arena.len();
+        assert!(off < 1 << OFF_BITS, "the arena of a block is repacked before it has so many bytes");
         self.arena.extend_from_slice(value);
         off
     }
@@ -184,7 +185,6 @@ impl Node {
     /// A head whose value is stored in the arena but which is not in the node yet.
     pub(super) fn make(&mut self, key: Key, seq: u64, flags: u8, value: &[u8]) -> Head {
         let place = self.push_value(value) as u32;
-        debug_assert!(place < 1 << OFF_BITS);
         Head { key, seq, place, len: value.len() as u16, flags }
     }
 

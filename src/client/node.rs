@@ -297,6 +297,8 @@ impl Node {
 
     /// Forced unmount by the mount itself, for a reason that everybody gets to know.
     pub(crate) fn end(&self, why: Error) {
+        // Held until it is known who tells, so that whoever closes because of this waits for that.
+        let mut teller = self.teller.lock();
         let first = !self.is_down() && self.ended.set(why.clone()).is_ok();
         if first {
             tracing::error!(%why, "the mount ends");
@@ -307,7 +309,7 @@ impl Node {
             let listeners = self.revoker.listeners.read().clone();
             let tell = move || listeners.iter().for_each(|listener| listener.ended(&why));
             match thread::Builder::new().name("scoutfs-ended".into()).spawn(tell) {
-                Ok(teller) => *self.teller.lock() = Some(teller),
+                Ok(thread) => *teller = Some(thread),
                 Err(error) => tracing::error!(%error, "nobody can be told that the mount has ended"),
             }
         }

@@ -297,6 +297,7 @@ impl<P: Protected> Shell<P> {
     /// Does what a machine asked for, without holding its mutex.
     fn run(&self, lock: &Arc<Lock<P>>, out: Outs<Arc<Waiter>>) {
         let mut todo: VecDeque<_> = out.into_iter().collect();
+        let mut shrunk = 0;
         while let Some(o) = todo.pop_front() {
             match o {
                 Out::Request { old, new } => {
@@ -322,10 +323,12 @@ impl<P: Protected> Shell<P> {
                     }
                 }
                 Out::Wake(w, r) => w.wake(r),
-                Out::ShrinkDone => self.shrink_done(),
+                Out::ShrinkDone => shrunk += 1,
                 Out::Free => self.table.remove_if_free(lock),
             }
         }
+        // After the lock is gone: one that counts as there and not as going would have another one given up for it.
+        (0..shrunk).for_each(|_| self.shrink_done());
     }
 
     /// Does the invalidation have to wait until what was changed under the lock is durable?

@@ -65,7 +65,8 @@ impl<P: Protected> Shell<P> {
                 self.give_up(&lock);
             }
         }
-        if self.excess() == 0 {
+        // Not while locks are on their way: each end is a new look.
+        if self.excess() == 0 && self.shrinking.load(Ordering::Relaxed) == 0 {
             self.shrink_active.store(false, Ordering::Relaxed);
         }
     }
