@@ -12,6 +12,9 @@
 //!    the term it started with, which is at least as great as any it may have voted in before (invariant 1).
 //! 4. A term is led at most once by a member, and at most one local server runs.
 //! 5. After a failed record the member neither votes nor leads; its server is stopped, STOP is tried, and it is gone.
+//! 6. All members learn at the same moment that a leader has gone. They ask for votes one after the other
+//!    ([`ElectionConfig::turn`]), because of those that ask at once none may win; but only the first time: who can ask and
+//!    cannot win must not be the first for ever.
 //!
 //! Where this differs from the original, it is by the compatible repairs S10, S11, L2 and L4 of `spec/05 §12`.
 
@@ -29,6 +32,11 @@ pub(crate) const ELECTION_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// What is added to it at random.
 pub(crate) const ELECTION_JITTER_MS: u64 = 100;
+
+/// The turn of the `nr`-th of `members` members: they share the time that chance would add.
+pub(crate) fn turn(nr: usize, members: usize) -> Duration {
+    Duration::from_millis(ELECTION_JITTER_MS) * nr as u32 / members.max(1) as u32
+}
 
 /// How often the leader says that it leads.
 pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
@@ -85,6 +93,8 @@ pub(crate) struct ElectionConfig {
     pub(crate) votes_needed: u32,
     /// How long a silent leader is waited for.
     pub(crate) heartbeat_timeout: Duration,
+    /// How long this member lets others ask before it does, when a leader has gone; different for each (see [`turn`]).
+    pub(crate) turn: Duration,
     /// The greatest term found in the blocks.
     pub(crate) term: u64,
     /// The slot that claims to have a server, if any.
@@ -98,6 +108,7 @@ pub(crate) struct Election {
     slot: u8,
     votes_needed: u32,
     heartbeat_timeout: Duration,
+    turn: Duration,
     mode: Mode,
     role: Role,
     term: u64,
@@ -120,6 +131,7 @@ impl Election {
             slot: config.slot,
             votes_needed: config.votes_needed,
             heartbeat_timeout: config.heartbeat_timeout,
+            turn: config.turn,
             mode: Mode::Taking,
             role: Role::Follower,
             term: config.term,
@@ -134,7 +146,7 @@ impl Election {
         };
         // A leader on the own slot cannot be running: at most one mount uses a slot (L4).
         if config.leader.is_some_and(|slot| slot != config.slot) {
-            election.deadline = now + config.heartbeat_timeout;
+            election.wait_for_leader(now);
         } else {
             election.wait_for_election(now);
         }
@@ -200,6 +212,10 @@ impl Election {
         actions
     }
 
+    fn wait_for_leader(&mut self, now: Duration) {
+        self.deadline = now + self.heartbeat_timeout + self.turn;
+    }
+
     fn wait_for_election(&mut self, now: Duration) {
         let jitter = Duration::from_millis(self.rng.random_range(0..ELECTION_JITTER_MS));
         self.deadline = now + ELECTION_TIMEOUT + jitter;
@@ -260,10 +276,12 @@ impl Election {
                 // 3. Somebody else leads this term: a candidate has lost, a leader resigns (L2). The vote each of them
                 // has given itself stays given.
                 self.role = Role::Follower;
-                self.deadline = now + self.heartbeat_timeout;
+                self.wait_for_leader(now);
             }
             // 4
-            MessageKind::Resignation if self.role == Role::Follower => self.wait_for_election(now),
+            MessageKind::Resignation if self.role == Role::Follower => {
+                self.deadline = now + ELECTION_TIMEOUT + self.turn
+            }
             // 6
             MessageKind::Vote if self.role == Role::Candidate => self.votes |= 1 << message.from,
             _ => {}

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::blocks::{QuorumDisk, QuorumEvent};
 use super::config::{present_slots, slot_addr, validate_config, votes_needed};
-use super::election::{Action, Election, ElectionConfig, Role, To};
+use super::election::{Action, Election, ElectionConfig, Role, To, turn};
 use super::message::{MESSAGE_BYTES, Message};
 use super::scan::{Leader, greatest_fence, has_stopped, leader_slot, leaders_to_fence, running_leaders};
 use crate::error::{Error, Result};
@@ -250,6 +250,7 @@ impl Driver {
                 slot: config.slot as u8,
                 votes_needed: votes_needed(&config.qconf) as u32,
                 heartbeat_timeout: config.heartbeat_timeout,
+                turn: turn(slots().filter(|slot| *slot < config.slot).count(), slots().count()),
                 term: blocks.greatest_term(slots()),
                 leader: leader_slot(&config.qconf, &blocks, true)?.map(|(slot, _)| slot as u8),
                 seed: random(),

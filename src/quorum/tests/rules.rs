@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::harness::config;
 use crate::quorum::blocks::QuorumEvent::{self, Begin, Elect, End, Fence, Stop, Term};
 use crate::quorum::config::{validate_config, votes_needed};
-use crate::quorum::election::{Action, Election, ElectionConfig, HEARTBEAT_INTERVAL, Role, To};
+use crate::quorum::election::{Action, Election, ElectionConfig, HEARTBEAT_INTERVAL, Role, To, turn};
 use crate::quorum::member::ServerState;
 use crate::quorum::message::{Message, MessageKind};
 use Action::{Record, Send, StartServer, StopServer};
@@ -14,7 +14,12 @@ const ELECTION_MAX: Duration = Duration::from_millis(350);
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn member(slot: u8, votes_needed: u32, term: u64, leader: Option<u8>) -> Election {
-    let config = ElectionConfig { slot, votes_needed, heartbeat_timeout: HEARTBEAT_TIMEOUT, term, leader, seed: 7 };
+    member_in_turn(slot, votes_needed, term, leader, Duration::ZERO)
+}
+
+fn member_in_turn(slot: u8, votes_needed: u32, term: u64, leader: Option<u8>, turn: Duration) -> Election {
+    let heartbeat_timeout = HEARTBEAT_TIMEOUT;
+    let config = ElectionConfig { slot, votes_needed, heartbeat_timeout, turn, term, leader, seed: 7 };
     let (election, actions) = Election::new(config, Duration::ZERO);
     assert_eq!(actions, [Record(Begin, term)]);
     election
@@ -163,6 +168,37 @@ fn queued_heartbeats_come_before_an_election() {
     // After a resignation the election is near.
     election.step(late, hear(MessageKind::Resignation, 1, 3), ServerState::Down);
     assert!(election.deadline() < late + ELECTION_MAX);
+}
+
+/// All waited equally long for a silent leader, asked for votes at the same moment, and none got them.
+#[test]
+fn members_ask_for_votes_one_after_the_other() {
+    for members in [2, 3, 5, 7, 15] {
+        let turns: Vec<Duration> = (0..members).map(|nr| turn(nr, members)).collect();
+        assert!(turns.windows(2).all(|w| w[1] - w[0] > Duration::from_millis(6)), "{turns:?}");
+        assert!(turns.iter().all(|t| *t < Duration::from_millis(100)), "{turns:?}");
+    }
+    let now = Duration::from_secs(100);
+    let mut all: Vec<Election> = (1..=2).map(|slot| member_in_turn(slot, 2, 3, None, turn(slot.into(), 3))).collect();
+    for (kind, wait) in
+        [(MessageKind::Heartbeat, HEARTBEAT_TIMEOUT), (MessageKind::Resignation, Duration::from_millis(250))]
+    {
+        all.iter_mut().for_each(|e| drop(e.step(now, hear(kind, 0, 4), ServerState::Down)));
+        assert_eq!(all[0].deadline(), now + wait + turn(1, 3));
+        assert_eq!(all[1].deadline(), now + wait + turn(2, 3));
+    }
+    // The first one wins before it is the other's turn.
+    let (asked, _) = time_out(&mut all[0]);
+    let votes = all[1].step(asked, hear(MessageKind::RequestVote, 1, 5), ServerState::Down);
+    assert_eq!(votes, [Record(Term, 5), Send(To::Slot(1), MessageKind::Vote, 5)]);
+    let won = all[0].step(asked, hear(MessageKind::Vote, 2, 5), ServerState::Down);
+    assert!(won.contains(&StartServer(5)), "{won:?}");
+    // Who asked in vain waits for a time that chance has a part in, like all others.
+    let mut lonely = member_in_turn(1, 2, 3, Some(0), Duration::ZERO);
+    let waits: Vec<Duration> = (0..20).map(|_| time_out(&mut lonely).0).collect();
+    let waits: Vec<Duration> = waits.windows(2).map(|w| w[1] - w[0]).collect();
+    assert!(waits.iter().all(|w| (Duration::from_millis(250)..ELECTION_MAX).contains(w)), "{waits:?}");
+    assert!(waits.iter().any(|w| *w != waits[0]), "{waits:?}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::harness::{FSID, config};
 use crate::format::layout::{QuorumBlock, QuorumConfig};
 use crate::quorum::blocks::{QuorumEvent, SlotBlocks, event, fresh};
 use crate::quorum::config::votes_needed;
-use crate::quorum::election::{Action, Election, ElectionConfig, Role, To};
+use crate::quorum::election::{Action, Election, ElectionConfig, Role, To, turn};
 use crate::quorum::member::ServerState;
 use crate::quorum::message::{Message, MessageKind};
 use crate::quorum::scan::{leader_slot, leaders_to_fence};
@@ -82,6 +82,7 @@ impl Cluster {
             slot: slot as u8,
             votes_needed: votes_needed(&self.qconf) as u32,
             heartbeat_timeout: Duration::from_secs(2),
+            turn: turn(slot, self.mounts.len()),
             term: blocks.greatest_term(0..self.mounts.len()),
             leader: leader_slot(&self.qconf, &blocks, true).unwrap().map(|(slot, _)| slot as u8),
             seed: self.rng.random(),
