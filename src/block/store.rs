@@ -11,6 +11,7 @@ use crate::device::BlockDevice;
 use crate::error::{Error, Result};
 use crate::format::layout::{BlockHeader, BlockRef};
 use crate::format::{block_crc_matches, seal_block};
+use crate::sync::pipeline::pipeline;
 use crate::sync::{Arc, OnceLock, random};
 
 const SMALL_BYTES: u64 = 4096;
@@ -259,16 +260,25 @@ impl DirtySet {
         let mut refs = self.refs();
         refs.sort_unstable_by_key(|r| r.blkno.get());
         let mut done: Vec<Arc<Block>> = Vec::with_capacity(refs.len());
-        for batch in refs.chunks(WRITE_BATCH) {
-            let first = done.len();
-            done.extend(batch.iter().map(|r| store.encode(*r, self.content(r))));
-            let writes: Vec<(u64, &[u8])> = batch
-                .iter()
-                .zip(&done[first..])
-                .map(|(r, b)| (r.blkno.get() * BLOCK_BYTES as u64, &b.bytes()[..]))
-                .collect();
-            store.dev.write_batch(&writes)?;
-        }
+        // The next batch is encoded while the device writes one.
+        pipeline(
+            refs.len() > WRITE_BATCH,
+            |out| {
+                for batch in refs.chunks(WRITE_BATCH) {
+                    if !out(batch.iter().map(|r| store.encode(*r, self.content(r))).collect::<Vec<_>>()) {
+                        return;
+                    }
+                }
+            },
+            |blocks| {
+                let first = done.len();
+                done.extend(blocks);
+                let at = |i: usize| refs[first + i].blkno.get() * BLOCK_BYTES as u64;
+                let writes: Vec<(u64, &[u8])> =
+                    done[first..].iter().enumerate().map(|(i, b)| (at(i), &b.bytes()[..])).collect();
+                store.dev.write_batch(&writes)
+            },
+        )?;
         // Only now: content may still change before a failed write-out is repeated, under the same version.
         let outdated = self.written();
         outdated.into_iter().for_each(|key| store.cache.remove(key));

@@ -39,7 +39,7 @@ pub(crate) use free::free_blocks;
 pub(crate) use merge::{MergeArgs, MergeEnd, merge};
 #[cfg(test)]
 pub(crate) use read::prev;
-pub(crate) use read::{Reader, lookup, next, read_leaf};
+pub(crate) use read::{Reader, leaves_of, lookup, next, read_leaf};
 #[cfg(test)]
 pub(crate) use spine::parents_only;
 pub(crate) use spine::{get_parent, parent_range, set_parent};

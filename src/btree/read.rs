@@ -8,7 +8,7 @@ use crate::block::{Block, BlockKind, BlockStore, DirtySet};
 use crate::error::{Error, Result};
 use crate::format::layout::{BlockRef, BtreeRoot};
 use crate::format::{Key, KeyRange};
-use crate::sync::Arc;
+use crate::sync::{Arc, HashSet};
 
 /// Where blocks are read: the store, and the dirty blocks of the transaction if the reader is part of one.
 #[derive(Clone, Copy)]
@@ -294,6 +294,26 @@ pub(crate) fn prev(reader: &Reader, root: &BtreeRoot, key: &Key) -> Result<Optio
             None => return Ok(None),
         }
     }
+}
+
+/// Adds the block numbers of the leaves that cover `keys`, which ascend. Reads no leaf, but the root if that is one.
+pub(crate) fn leaves_of(reader: &Reader, root: &BtreeRoot, keys: &[Key], leaves: &mut HashSet<u64>) -> Result<()> {
+    let mut keys = keys.iter().peekable();
+    while let Some(first) = keys.peek() {
+        let Some(walk) = walk(reader, root, first, 1)? else { return Ok(()) };
+        let node = walk.held.node()?;
+        if node.level() == 0 {
+            leaves.insert(walk.block_ref.blkno.get());
+            return Ok(());
+        }
+        while let Some(key) = keys.next_if(|key| **key <= walk.range.end) {
+            let rank = node.child_rank(key, &walk.block_ref)?;
+            leaves.insert(node.child(rank).blkno.get());
+            let end = node.key(rank);
+            while keys.next_if(|key| **key <= end).is_some() {}
+        }
+    }
+    Ok(())
 }
 
 /// Called for each item: key, seq, flags, value.

@@ -34,7 +34,7 @@ pub(crate) trait RootsSource: Send + Sync {
 /// Limits of [`Items`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ItemsConfig {
-    /// Bytes of cached items after which clean ones are evicted. Dirty items count but stay.
+    /// Bytes of clean items after which some are evicted.
     pub(crate) cache_bytes: u64,
 }
 
@@ -261,15 +261,11 @@ impl Items {
     /// Evicts if there is too much.
     #[inline]
     fn trim(&self) {
-        let bytes = self.dirty.cached().load(Relaxed);
-        let excess = bytes - self.limit as i64;
+        let clean = self.dirty.cached().load(Relaxed) - self.dirty.bytes() as i64;
+        let excess = clean - self.limit as i64;
         if excess > 0 {
-            // Some more than needed, so that the next misses do not come here too; but there must be something to evict.
-            let some = self.limit as i64 / 16;
-            let clean = bytes - self.dirty.bytes() as i64;
-            if clean > some {
-                self.evict((excess + some).min(clean) as u64);
-            }
+            // Some more than needed, so that the next misses do not come here too.
+            self.evict((excess + self.limit as i64 / 16) as u64);
         }
     }
 
@@ -328,6 +324,11 @@ impl Items {
     /// Number of items that the next commit will write.
     pub(crate) fn dirty_items(&self) -> u64 {
         self.dirty.items()
+    }
+
+    /// How often an item became dirty in this transaction, those included that are gone again.
+    pub(crate) fn dirtied(&self) -> u64 {
+        self.dirty.dirtied()
     }
 
     /// Bytes that they take in memory, which is more than they take in blocks.

@@ -263,13 +263,15 @@ impl Change<'_> {
     fn store(&mut self, txn_seq: u64, inner: &mut Inner) -> Tally {
         let primary = self.primary.map_or(0, |p| p.write_seq());
         let seq = txn_seq.max(self.lock.write_seq()).max(primary);
-        match std::mem::replace(&mut self.op, Op::Delete) {
+        let before = inner.dirty.len();
+        let tally = match std::mem::replace(&mut self.op, Op::Delete) {
             Op::Create(v) | Op::Update(v) | Op::Put(v) => inner.store(self.packed, v, seq),
             Op::Delete => inner.delete(self.packed, seq),
             Op::ForceCreate(v) => inner.put_dirty(self.packed, v, seq, PERSISTENT),
             Op::ForceDelete => inner.put_dirty(self.packed, Value::EMPTY, seq, PERSISTENT | TOMBSTONE),
             Op::Delta(d) => inner.add_delta(self.packed, d, seq),
-        }
+        };
+        Tally { dirtied: (inner.dirty.len() - before) as u64, ..tally }
     }
 
     fn check_locks(&self, commits: bool) -> Result<()> {

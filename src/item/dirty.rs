@@ -13,10 +13,13 @@ use super::{Items, Value};
 use crate::format::Key;
 use crate::format::consts::ITEM_FLAG_DELETION;
 use crate::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use crate::sync::pipeline::{Put, pipeline};
 use crate::sync::{Arc, Mutex};
 
 /// Items gathered before they are handed to the tree in one go.
-const CHUNK: usize = 8192;
+const CHUNK: usize = 2048;
+/// From so many items on they are gathered on one thread and stored on another.
+const MANY: u64 = 4 * CHUNK as u64;
 
 /// What all shards hold together. Every change counts here, so it is one line of memory, and nothing else is in it.
 #[derive(Default)]
@@ -25,6 +28,8 @@ struct Counts {
     cached: AtomicI64,
     dirty_items: AtomicI64,
     dirty_bytes: AtomicI64,
+    /// Items that became dirty in this transaction, whether they still are or not.
+    dirtied: AtomicU64,
 }
 
 /// What all shards have dirty together.
@@ -48,6 +53,10 @@ impl DirtyList {
         self.counts.dirty_bytes.load(Relaxed).max(0) as u64
     }
 
+    pub(super) fn dirtied(&self) -> u64 {
+        self.counts.dirtied.load(Relaxed)
+    }
+
     /// Bytes of all cached items, dirty or not.
     pub(super) fn cached(&self) -> &AtomicI64 {
         &self.counts.cached
@@ -59,6 +68,9 @@ impl DirtyList {
         }
         if t.dirty_bytes != 0 {
             self.counts.dirty_bytes.fetch_add(t.dirty_bytes, Relaxed);
+        }
+        if t.dirtied != 0 {
+            self.counts.dirtied.fetch_add(t.dirtied, Relaxed);
         }
     }
 
@@ -94,6 +106,7 @@ pub(crate) struct DirtyItem {
 pub(crate) struct DirtyBatch {
     shards: Vec<(Packed, Arc<ShardCore>)>,
     bloom: Vec<Key>,
+    items: u64,
 }
 
 impl DirtyBatch {
@@ -104,9 +117,14 @@ impl DirtyBatch {
 
     /// Calls `store` with all dirty items in key order, in chunks, until it fails. It must not use items itself.
     pub(crate) fn for_each_chunk<E>(&self, mut store: impl FnMut(&[DirtyItem]) -> Result<(), E>) -> Result<(), E> {
-        let mut chunk = Vec::with_capacity(CHUNK);
+        pipeline(self.items >= MANY, |out| self.gather(out), |chunk: Vec<DirtyItem>| store(&chunk))
+    }
+
+    fn gather(&self, out: &mut Put<'_, Vec<DirtyItem>>) {
+        let size = CHUNK.min(self.items as usize);
+        let mut chunk = Vec::with_capacity(size);
         for (_, core) in &self.shards {
-            core.inner.read().for_each_dirty(|key, entry| {
+            let gathered = core.inner.read().for_each_dirty(|key, entry| {
                 debug_assert!(!entry.is(TOMBSTONE) || !entry.is(DELTA));
                 chunk.push(DirtyItem {
                     key: key.key(),
@@ -114,15 +132,16 @@ impl DirtyBatch {
                     flags: if entry.is(TOMBSTONE) { ITEM_FLAG_DELETION } else { 0 },
                     value: entry.value.clone(),
                 });
-                if chunk.len() < CHUNK {
-                    return Ok(());
-                }
-                let stored = store(&chunk);
-                chunk.clear();
-                stored
-            })?;
+                let wanted = chunk.len() < CHUNK || out(std::mem::replace(&mut chunk, Vec::with_capacity(size)));
+                if wanted { Ok(()) } else { Err(()) }
+            });
+            if gathered.is_err() {
+                return;
+            }
         }
-        if chunk.is_empty() { Ok(()) } else { store(&chunk) }
+        if !chunk.is_empty() {
+            out(chunk);
+        }
     }
 }
 
@@ -131,7 +150,7 @@ impl Items {
     pub(crate) fn freeze(&self) -> DirtyBatch {
         let mut shards = self.dirty.shards.lock().clone();
         shards.sort_unstable_by_key(|(start, _)| *start);
-        DirtyBatch { shards, bloom: self.dirty.bloom.lock().clone() }
+        DirtyBatch { shards, bloom: self.dirty.bloom.lock().clone(), items: self.dirty.items() }
     }
 
     /// The server answered the commit of `batch`: its items are clean. `forget_bloom`: the bits that were set so far do
@@ -148,7 +167,24 @@ impl Items {
         for (_, core) in &batch.shards {
             tally.add(core.clean(commit));
         }
+        self.dirty.counts.dirtied.store(0, Relaxed);
         self.account(tally);
+    }
+
+    /// The keys that became dirty since the last call in this transaction, in order. Some may be gone again.
+    ///
+    /// All that [`Items::dirtied`] counted before the call are among those given so far.
+    pub(crate) fn newly_dirty(&self) -> Vec<Key> {
+        let shards = self.dirty.shards.lock().clone();
+        let mut keys = Vec::new();
+        for (_, core) in &shards {
+            let inner = &mut *core.inner.write();
+            keys.extend_from_slice(&inner.dirty[inner.given..]);
+            inner.given = inner.dirty.len();
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        keys.into_iter().map(Packed::key).collect()
     }
 
     /// No lock's bits are set in the bloom block of the log tree that is open now.

@@ -74,7 +74,13 @@ impl Entry {
         *self = Entry { value, seq, flags: flags | DIRTY };
         let new = self.bytes() as i64;
         let counted = if was_dirty { old } else { 0 };
-        (Tally { bytes: new - old, dirty_items: i64::from(!was_dirty), dirty_bytes: new - counted }, was_dirty)
+        let t = Tally {
+            bytes: new - old,
+            dirty_items: i64::from(!was_dirty),
+            dirty_bytes: new - counted,
+            ..Tally::default()
+        };
+        (t, was_dirty)
     }
 
     /// What the answered commit makes of a dirty entry: clean, or nothing (false).
@@ -108,6 +114,8 @@ pub(super) struct Tally {
     pub(super) bytes: i64,
     pub(super) dirty_items: i64,
     pub(super) dirty_bytes: i64,
+    /// Items that became dirty; unlike `dirty_items` it does not fall when one goes again.
+    pub(super) dirtied: u64,
 }
 
 impl Tally {
@@ -115,6 +123,7 @@ impl Tally {
         self.bytes += other.bytes;
         self.dirty_items += other.dirty_items;
         self.dirty_bytes += other.dirty_bytes;
+        self.dirtied += other.dirtied;
     }
 }
 
@@ -125,6 +134,8 @@ pub(super) struct Inner {
     pub(super) known: RangeSet,
     /// Keys that became dirty in the open transaction, in order of the changes; may hold keys that are gone again.
     pub(super) dirty: Vec<Packed>,
+    /// How many of them [`Items::newly_dirty`](super::Items::newly_dirty) has given.
+    pub(super) given: usize,
     /// Bytes of all entries, as counted in the shared budget.
     pub(super) bytes: u64,
     /// Read barrier (invariant 4).
@@ -161,7 +172,7 @@ impl Inner {
         let entry = Entry { value, seq, flags: flags | DIRTY };
         let size = entry.bytes() as i64;
         let old = self.items.insert(key, entry);
-        let mut t = Tally { bytes: size, dirty_items: 1, dirty_bytes: size };
+        let mut t = Tally { bytes: size, dirty_items: 1, dirty_bytes: size, ..Tally::default() };
         match old {
             Some(old) => {
                 t.bytes -= old.bytes() as i64;
@@ -193,7 +204,7 @@ impl Inner {
                 let size = slot.insert(Entry { value, seq, flags: flags | DIRTY }).bytes() as i64;
                 self.dirty.push(key);
                 self.bytes += size as u64;
-                Tally { bytes: size, dirty_items: 1, dirty_bytes: size }
+                Tally { bytes: size, dirty_items: 1, dirty_bytes: size, ..Tally::default() }
             }
         }
     }
@@ -225,7 +236,7 @@ impl Inner {
         let size = old.bytes() as i64;
         self.bytes -= size as u64;
         let dirty = i64::from(old.is(DIRTY));
-        Tally { bytes: -size, dirty_items: -dirty, dirty_bytes: -size * dirty }
+        Tally { bytes: -size, dirty_items: -dirty, dirty_bytes: -size * dirty, ..Tally::default() }
     }
 
     /// Adds a difference to the one that waits, if there is one; together they may come to nothing.
@@ -353,6 +364,7 @@ impl ShardCore {
         inner.generation += 1;
         inner.committed = commit;
         let dirty = std::mem::take(&mut inner.dirty);
+        inner.given = 0;
         let blind = inner.blind;
         let mut t = Tally::default();
         if dirty.len() > inner.items.len() / 4 {
@@ -385,6 +397,7 @@ impl ShardCore {
         inner.items = BTreeMap::new();
         inner.known.clear();
         inner.dirty = Vec::new();
+        inner.given = 0;
         inner.bytes = 0;
         inner.hand = None;
         inner.blind = false;

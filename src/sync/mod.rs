@@ -7,6 +7,8 @@
 
 #[cfg(loom)]
 mod model;
+#[cfg(not(loom))]
+pub(crate) mod pipeline;
 #[cfg(not(any(loom, sim)))]
 mod real;
 #[cfg(sim)]

@@ -61,11 +61,30 @@ impl Txn {
     /// Must the transaction be committed before more is added to it?
     #[inline]
     fn needs_commit(&self) -> bool {
-        let (items, bytes) = (self.items.dirty_items(), self.items.dirty_bytes());
-        bytes > self.config.dirty_bytes
-            || (items > 0 && self.room.short(items, bytes))
+        self.is_full() || self.may_be_short()
+    }
+
+    #[inline]
+    fn is_full(&self) -> bool {
+        self.items.dirty_bytes() > self.config.dirty_bytes
             || self.room.srch.load(Relaxed) > MAX_SRCH_ENTRIES
             || self.room.data_short.load(Relaxed)
+    }
+
+    /// Could the commit run out of metadata blocks, for all that is known without looking?
+    #[inline]
+    fn may_be_short(&self) -> bool {
+        let items = self.items.dirty_items();
+        items > 0 && self.room.short(items, self.items.dirtied(), self.items.dirty_bytes())
+    }
+
+    /// A look at the tree tells that more can be added.
+    fn has_room(&self) -> bool {
+        self.room.look(&self.store, &self.items).unwrap_or_else(|e| {
+            // The commit meets it too, and says so.
+            tracing::debug!(error = %e, "which leaves the transaction changes is not known");
+            false
+        })
     }
 
     #[cold]
@@ -74,7 +93,7 @@ impl Txn {
         let mut low_since = None;
         loop {
             let low = kind == HoldKind::Allocating && self.room.meta_low.load(Relaxed);
-            if !low && !self.needs_commit() {
+            if !low && !self.is_full() && (!self.may_be_short() || self.has_room()) {
                 return Ok(hold);
             }
             let seq = hold.seq();

@@ -172,7 +172,7 @@ impl Txn {
             gate: Gate::new(GATE_SLOTS),
             seq: AtomicU64::new(0),
             durable_seq: AtomicU64::new(0),
-            room: Room::default(),
+            room: Room::new(),
             data: Mutex::new(None),
             srch: Mutex::new(Vec::new()),
             inode_delta: CachePadded::new(AtomicI64::new(0)),

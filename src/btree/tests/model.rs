@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::btree::{delete, dirty, force, insert, lookup, next, prev, read_leaf, rebalance, update};
+use crate::btree::read::walk;
+use crate::btree::{delete, dirty, force, insert, leaves_of, lookup, next, prev, read_leaf, rebalance, update};
 use crate::format::KeyRange;
 
 #[derive(Clone, Debug)]
@@ -276,4 +279,29 @@ fn values_over_the_limit_are_refused_without_effect() {
     let list = [LogItem { key: k(1), seq: 1, flags: 0, value: &long }];
     assert!(insert_list(&mut bed.cow(), &mut root, list, is_totl).unwrap_err().is(Errno::EINVAL));
     assert_eq!(root, EMPTY);
+}
+
+/// The leaves of keys are those that a walk to each finds, whether the key is there or not.
+#[test]
+fn leaves_of_keys_are_where_walks_end() {
+    for items in [0, 1, 50, 5000, 70_000] {
+        let mut bed = Bed::new();
+        let list: Vec<_> = (0..items).map(|id| (k(id * 10), 0, 0, vec![1; 896])).collect();
+        let root = bed.build(&list);
+        bed.reopen();
+        let mut rng = StdRng::seed_from_u64(items);
+        for run in [1, 3, 400] {
+            let mut keys = vec![Key::ZEROS, Key::ONES];
+            for _ in 0..20 {
+                let from = rng.random_range(0..items * 10 + 20);
+                keys.extend((0..run).map(|i| k(from + i * rng.random_range(1..9))));
+            }
+            keys.sort_unstable();
+            let mut found = crate::sync::HashSet::default();
+            leaves_of(&bed.reader(), &root, &keys, &mut found).unwrap();
+            let walks = keys.iter().filter_map(|key| walk(&bed.reader(), &root, key, 0).unwrap());
+            let expected: crate::sync::HashSet<u64> = walks.map(|w| w.block_ref.blkno.get()).collect();
+            assert_eq!(found, expected, "{items} items, runs of {run}");
+        }
+    }
 }

@@ -105,6 +105,50 @@ fn clean_content_is_evicted_and_the_budget_holds() {
     assert_eq!(a.items.cached_bytes(), 0);
 }
 
+/// Dirty items stay, and clean ones are not driven out by them.
+#[test]
+fn dirty_items_have_a_budget_of_their_own() {
+    let server = ServerBox::new();
+    let a = Mount::with(&server, 1, 1 << 20, |_| {});
+    for n in 0..1000 {
+        put(&a, 1, n, &"c".repeat(500));
+    }
+    a.txn.sync().unwrap();
+    let clean = a.items.cached_bytes();
+    for n in 0..4000 {
+        put(&a, 5000, n, &"d".repeat(500));
+    }
+    assert!(a.items.dirty_bytes() > 2 << 20);
+    assert_eq!(a.items.cached_bytes(), clean + a.items.dirty_bytes());
+    a.txn.sync().unwrap();
+    assert!(a.items.cached_bytes() < 3 << 19, "{} bytes cached", a.items.cached_bytes());
+}
+
+#[test]
+fn what_became_dirty_is_given_once() {
+    let server = ServerBox::new();
+    let a = Mount::new(&server, 1);
+    put(&a, 5000, 1, "x");
+    put(&a, 1, 3, "x");
+    put(&a, 1, 2, "x");
+    put(&a, 1, 3, "y");
+    assert_eq!((a.items.newly_dirty(), a.items.dirtied()), (vec![key(1, 2), key(1, 3), key(5000, 1)], 3));
+    assert_eq!(a.items.newly_dirty(), []);
+    // Gone again, and yet it was there.
+    put(&a, 1, 4, "x");
+    {
+        let lock = write_lock(&a, 1);
+        let mut set = ChangeSet::new(&a.items);
+        set.delete(&lock, key(1, 4));
+        set.apply(&hold(&a)).unwrap();
+    }
+    assert_eq!((a.items.newly_dirty(), a.items.dirtied(), a.items.dirty_items()), (vec![key(1, 4)], 4, 4));
+    a.txn.sync().unwrap();
+    assert_eq!((a.items.newly_dirty(), a.items.dirtied()), (vec![], 0));
+    put(&a, 1, 3, "z");
+    assert_eq!((a.items.newly_dirty(), a.items.dirtied()), (vec![key(1, 3)], 1));
+}
+
 #[test]
 fn one_big_shard_is_evicted_in_parts() {
     let server = ServerBox::new();

@@ -16,6 +16,7 @@ use crate::item::totals::{Total, TotalsReader};
 use crate::item::{ChangeSet, CoveringLock, Value};
 use crate::lock::{LockName, Mode};
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use rand::{Rng, SeedableRng};
 use zerocopy::FromZeros;
 
 fn key(ino: u64, n: u64) -> Key {
@@ -221,6 +222,80 @@ fn few_blocks_force_commits_but_never_fail_them() {
     a.items.purge();
     for at in (0..20_000).step_by(97) {
         assert!(get_bytes(&a, at % 40 * 1024, at).is_some(), "{at}");
+    }
+}
+
+/// Every dirty item was assumed to fall into another leaf, so a mount with a large log tree committed after a few hundred
+/// files, however close together they were.
+#[test]
+fn changes_that_lie_close_together_share_a_commit() {
+    let server = ServerBox::new();
+    server.faults.lock().avail = Some(120);
+    let a = Mount::new(&server, 1);
+    for n in 0..20_000 {
+        try_put(&a, HoldKind::Freeing, 1, n, &[7; 800]).unwrap();
+    }
+    a.txn.sync().unwrap();
+    let commits = |from: usize| server.commits.lock().len() - from;
+    let before = commits(0);
+    for n in 0..1500 {
+        put(&a, 1, n, "small");
+    }
+    a.txn.sync().unwrap();
+    assert!(commits(before) <= 2, "{} commits for the items of some 20 leaves", commits(before));
+    let before = commits(0);
+    for n in 0..1500 {
+        put(&a, 1, n * 13, "spread");
+    }
+    a.txn.sync().unwrap();
+    assert!(commits(before) > 5, "{} commits for the items of some 280 leaves", commits(before));
+    assert_eq!(a.txn.control.failures(), 0, "no commit ran out of blocks");
+    a.items.purge();
+    assert_eq!(get(&a, 1, 1499).as_deref(), Some("small"));
+    assert_eq!(get(&a, 1, 1300).as_deref(), Some("spread"));
+}
+
+/// What came and went again in a transaction does not hide what it touched.
+#[test]
+fn changes_of_all_kinds_never_make_a_commit_run_out_of_blocks() {
+    let server = ServerBox::new();
+    server.faults.lock().avail = Some(80);
+    let a = Mount::new(&server, 1);
+    let mut rng = rand::rngs::StdRng::seed_from_u64(5);
+    let mut model = std::collections::BTreeMap::new();
+    let put = |m: &mut std::collections::BTreeMap<(u64, u64), usize>, ino: u64, n: u64, len: usize| {
+        try_put(&a, HoldKind::Freeing, ino, n, &vec![3; len]).unwrap();
+        m.insert((ino, n), len);
+    };
+    for _ in 0..400 {
+        let (ino, from) = (rng.random_range(0..8u64) * 1024, rng.random_range(0..20_000u64));
+        match rng.random_range(0..3) {
+            // Close together.
+            0 => (0..60).for_each(|i| put(&mut model, ino, from + i, 300)),
+            // Far from each other.
+            1 => (0..20).for_each(|i| put(&mut model, ino, (from + i * 7919) % 20_000, 800)),
+            // New ones that go again, and others in their place.
+            _ => {
+                for i in 0..30 {
+                    let n = 1 << 30 | (from + i * 104_729);
+                    put(&mut model, ino, n, 100);
+                    let lock = a.lock(LockName::inode(Ino(ino)), Mode::Write);
+                    let hold = a.txn.hold(HoldKind::Freeing).unwrap();
+                    let mut set = ChangeSet::new(&a.items);
+                    set.delete(&lock, key(ino, n));
+                    set.apply(&hold).unwrap();
+                    drop(hold);
+                    model.remove(&(ino, n));
+                    put(&mut model, ino, from + i * 613, 200);
+                }
+            }
+        }
+    }
+    a.txn.sync().unwrap();
+    assert_eq!(a.txn.control.failures(), 0, "no commit ran out of blocks");
+    a.items.purge();
+    for ((ino, n), len) in model {
+        assert_eq!(get_bytes(&a, ino, n).map(|v| v.len()), Some(len), "{ino} {n}");
     }
 }
 
