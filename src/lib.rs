@@ -60,6 +60,7 @@
 //! | `scoutfs-net-look` | mount on a shared network | the metadata device (quorum blocks) |
 //! | `scoutfs-net-tx`, one per socket | mount | sending |
 //! | `scoutfs-commit` | mount | operations that hold the transaction, both devices, answers of the server |
+//! | `scoutfs-stage`, while a commit is large | mount | the stage that follows it |
 //! | `lock-drop-0`.. | mount | writers of caches that are dropped, the [`FrontEnd`] |
 //! | `lock-commit` | mount | commits |
 //! | `lock-recall-0`.., from the first loan on | mount | the [`FrontEnd`], and its calls that give back what it was lent |

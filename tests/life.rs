@@ -327,7 +327,7 @@ fn merges_keep_the_metadata_bounded_while_files_come_and_go() {
     let world = World::new(64, 64);
     let mounts = world.mounts(0);
     let before = used_meta(&mounts[0]);
-    let used: Vec<u64> = (0..26)
+    let used: Vec<u64> = (0..32)
         .map(|_| {
             churn(&mounts[0], "churn", 1, 3000);
             used_meta(&mounts[0])

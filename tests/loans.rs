@@ -24,7 +24,6 @@ const PAGES: usize = 3;
 /// A page that the front end has, and how.
 struct Page {
     value: u64,
-    writable: bool,
     dirty: bool,
 }
 
@@ -63,7 +62,7 @@ impl Pages {
             let mut buf = [0; PAGE];
             self.volume().lend(self.ino, (at * PAGE) as u64, &mut buf, self.writer).unwrap();
             let value = u64::from_le_bytes(buf[..8].try_into().unwrap());
-            *page = Some(Page { value, writable: self.writer, dirty: false });
+            *page = Some(Page { value, dirty: false });
         }
         f(page.as_mut().unwrap())
     }
@@ -87,10 +86,14 @@ impl FrontEnd for Pages {
     fn recall(&self, group: InodeGroup, loans: Loans) {
         assert!(group.contains(self.ino));
         self.recalls.fetch_add(1, Ordering::Relaxed);
+        if !loans.includes(self.writer) {
+            // None of the pages is meant, and who fills one may be waiting for the end of this recall.
+            return;
+        }
         for (at, page) in self.pages.iter().enumerate() {
             // As in a kernel: whoever fills the page has its lock.
             let mut page = page.lock().unwrap();
-            let Some(p) = page.as_ref().filter(|p| loans.includes(p.writable)) else { continue };
+            let Some(p) = page.as_ref() else { continue };
             if p.dirty {
                 let bytes = p.value.to_le_bytes();
                 self.volume().give_back(&Caller::root(), self.ino, (at * PAGE) as u64, &bytes).unwrap();
