@@ -274,6 +274,9 @@ impl Data {
             (before, work.delayed.len(), work.unsubmitted)
         };
         self.note_ranges(tx.hold(), before, after)?;
+        if after > before {
+            self.items.promise(delayed.iter().map(|e| stored.key(e)));
+        }
         if unsubmitted as usize * PAGE >= self.write_out_bytes() {
             let mut batch = Batch::default();
             if let Err(e) = self.write_out(tx.hold(), inode.ino(), lock, file, false, &mut batch) {

@@ -321,14 +321,20 @@ impl Items {
         self.dirty.cached().load(Relaxed).max(0) as u64
     }
 
-    /// Number of items that the next commit will write.
+    /// Number of dirty items.
+    #[cfg(any(test, feature = "internals"))]
     pub(crate) fn dirty_items(&self) -> u64 {
         self.dirty.items()
     }
 
-    /// How often an item became dirty in this transaction, those included that are gone again.
+    /// How often an item became dirty in this transaction, or was promised, those included that are gone again.
     pub(crate) fn dirtied(&self) -> u64 {
         self.dirty.dirtied()
+    }
+
+    /// Number of items that the next commit will write, with those promised.
+    pub(crate) fn expected_items(&self) -> u64 {
+        self.dirty.items() + self.dirty.promised()
     }
 
     /// Bytes that they take in memory, which is more than they take in blocks.

@@ -30,6 +30,8 @@ struct Counts {
     dirty_bytes: AtomicI64,
     /// Items that became dirty in this transaction, whether they still are or not.
     dirtied: AtomicU64,
+    /// Items that will become dirty in the commit.
+    promised: AtomicU64,
 }
 
 /// What all shards have dirty together.
@@ -38,6 +40,8 @@ pub(super) struct DirtyList {
     counts: CachePadded<Counts>,
     /// Shards with the start of their locks.
     shards: Mutex<Vec<(Packed, Arc<ShardCore>)>>,
+    /// Where the commit will change items, as far as [`Items::newly_dirty`] has not given it.
+    promised: Mutex<Vec<Key>>,
     /// Starts of locks whose bloom bits the next commit sets.
     bloom: Mutex<Vec<Key>>,
     /// Rises when a new log tree starts, or when the bloom block of this one was dropped.
@@ -55,6 +59,10 @@ impl DirtyList {
 
     pub(super) fn dirtied(&self) -> u64 {
         self.counts.dirtied.load(Relaxed)
+    }
+
+    pub(super) fn promised(&self) -> u64 {
+        self.counts.promised.load(Relaxed)
     }
 
     /// Bytes of all cached items, dirty or not.
@@ -167,16 +175,30 @@ impl Items {
         for (_, core) in &batch.shards {
             tally.add(core.clean(commit));
         }
+        self.dirty.promised.lock().clear();
+        self.dirty.counts.promised.store(0, Relaxed);
         self.dirty.counts.dirtied.store(0, Relaxed);
         self.account(tally);
     }
 
-    /// The keys that became dirty since the last call in this transaction, in order. Some may be gone again.
+    /// The commit of the open transaction, which is held, will change items at or beside these keys, under locks that the mount
+    /// has. Until then they count as items that became dirty.
+    pub(crate) fn promise(&self, keys: impl Iterator<Item = Key>) {
+        let mut promised = self.dirty.promised.lock();
+        let before = promised.len();
+        promised.extend(keys);
+        let new = (promised.len() - before) as u64;
+        drop(promised);
+        self.dirty.counts.promised.fetch_add(new, Relaxed);
+        self.dirty.counts.dirtied.fetch_add(new, Relaxed);
+    }
+
+    /// The keys that became dirty, or were promised, since the last call in this transaction, in order. Some may be gone again.
     ///
     /// All that [`Items::dirtied`] counted before the call are among those given so far.
     pub(crate) fn newly_dirty(&self) -> Vec<Key> {
         let shards = self.dirty.shards.lock().clone();
-        let mut keys = Vec::new();
+        let mut keys: Vec<Packed> = std::mem::take(&mut *self.dirty.promised.lock()).iter().map(Packed::new).collect();
         for (_, core) in &shards {
             let inner = &mut *core.inner.write();
             keys.extend_from_slice(&inner.dirty[inner.given..]);

@@ -74,7 +74,7 @@ impl Txn {
     /// Could the commit run out of metadata blocks, for all that is known without looking?
     #[inline]
     fn may_be_short(&self) -> bool {
-        let items = self.items.dirty_items();
+        let items = self.items.expected_items();
         items > 0 && self.room.short(items, self.items.dirtied(), self.items.dirty_bytes())
     }
 

@@ -109,7 +109,7 @@ impl Room {
         self.data.store(blocks, Relaxed);
     }
 
-    /// Could a commit of this many dirty items and bytes need more than there is, if items became dirty so many times?
+    /// Could a commit of this many items (promised ones included) and dirty bytes need more than there is, if items became dirty so many times?
     #[inline]
     pub(super) fn short(&self, items: u64, dirtied: u64, bytes: u64) -> bool {
         // In this order: whoever sees what was looked at sees what was found.
@@ -137,6 +137,6 @@ impl Room {
         self.looked.store(dirtied, Release);
         looked?;
         let more = self.allocs.load(Relaxed).min(self.frees.load(Relaxed)) / WORTH;
-        Ok(!self.short(items.dirty_items() + more, items.dirtied() + more, items.dirty_bytes()))
+        Ok(!self.short(items.expected_items() + more, items.dirtied() + more, items.dirty_bytes()))
     }
 }

@@ -143,8 +143,13 @@ fn what_became_dirty_is_given_once() {
         set.apply(&hold(&a)).unwrap();
     }
     assert_eq!((a.items.newly_dirty(), a.items.dirtied(), a.items.dirty_items()), (vec![key(1, 4)], 4, 4));
+    // What is to come counts as if it were there.
+    a.items.promise([key(1, 9), key(1, 8)].into_iter());
+    assert_eq!((a.items.dirtied(), a.items.expected_items(), a.items.dirty_items()), (6, 6, 4));
+    assert_eq!((a.items.newly_dirty(), a.items.newly_dirty()), (vec![key(1, 8), key(1, 9)], vec![]));
+    a.items.promise([key(1, 10)].into_iter());
     a.txn.sync().unwrap();
-    assert_eq!((a.items.newly_dirty(), a.items.dirtied()), (vec![], 0));
+    assert_eq!((a.items.newly_dirty(), a.items.dirtied(), a.items.expected_items()), (vec![], 0, 0));
     put(&a, 1, 3, "z");
     assert_eq!((a.items.newly_dirty(), a.items.dirtied()), (vec![key(1, 3)], 1));
 }
