@@ -64,7 +64,7 @@ impl<P: Protected> Lock<P> {
     }
 
     /// The refresh generation if the lock is readable now: what a cached name is compared with without holding the lock.
-    #[allow(dead_code, reason = "for front ends and embedders of the lock room")]
+    #[cfg(test)]
     pub(crate) fn readable_gen(&self) -> Option<u64> {
         self.mode().reads().then(|| self.refresh_gen()).filter(|g| *g != 0)
     }

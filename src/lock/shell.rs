@@ -181,7 +181,7 @@ impl<P: Protected> Shell<P> {
         }
     }
 
-    #[allow(dead_code, reason = "for front ends and embedders of the lock room")]
+    #[allow(dead_code, reason = "part of the protocol (spec/04 §4.2); no operation of a mount wants it yet")]
     pub(super) fn try_acquire(&self, name: LockName, mode: Mode) -> Result<LockGuard<P>> {
         if mode == Mode::Null {
             return fail(Errno::EINVAL);
